@@ -1,0 +1,43 @@
+"""The effective policy of one computer: already inherited, overridden and compiled by the manager."""
+
+from enum import StrEnum
+
+import msgspec
+
+from keibi.contract.names import ModuleId
+
+
+class ModuleState(StrEnum):
+    """What the policy wants of a module: REAL_TIME is for integrity monitoring, DETECT and PREVENT for those that can block."""
+
+    OFF = "off"
+    ON = "on"
+    REAL_TIME = "real-time"
+    DETECT = "detect"
+    PREVENT = "prevent"
+
+
+class AssignedRule(msgspec.Struct, frozen=True):
+    """A rule as this computer shall run it. `body` is JSON of the module's rule struct."""
+
+    rule_id: str
+    version: int
+    body: msgspec.Raw
+
+
+class ModulePolicy(msgspec.Struct, frozen=True):
+    """What one module shall do. `settings` is JSON of the module's settings struct, which rejects unknown fields."""
+
+    module: ModuleId
+    state: ModuleState
+    settings: msgspec.Raw
+    rules: list[AssignedRule] = []
+
+
+class EffectivePolicy(msgspec.Struct, frozen=True):
+    """All modules of one computer under one generation, which grows with every change that reaches this computer."""
+
+    generation: int
+    policy_name: str
+    modules: list[ModulePolicy] = []
+    heartbeat_seconds: int = 60
