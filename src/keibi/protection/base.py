@@ -1,7 +1,6 @@
 """What every module's pure half shares: bilingual texts, settings help, and the description of a module."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -20,14 +19,20 @@ class Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.ja if language == "ja" and self.ja else self.en
 
 
-def help_text(title: Text, description: Text, *, unit: str = "", **limits: int) -> msgspec.Meta:
+def help_text(
+    title: Text,
+    description: Text,
+    *,
+    unit: str = "",
+    ge: int | None = None,
+    le: int | None = None,
+    max_length: int | None = None,
+) -> msgspec.Meta:
     """Return the `Meta` of a settings field: console form, JSON schema and reference page are made from it."""
-    return msgspec.Meta(
-        title=title.en,
-        description=description.en,
-        extra_json_schema={"x-title-ja": title.ja, "x-description-ja": description.ja, "x-unit": unit},
-        **limits,
-    )
+    extra: dict[str, object] = {"x-title-ja": title.ja, "x-description-ja": description.ja, "x-unit": unit}
+    if max_length is not None:
+        return msgspec.Meta(title=title.en, description=description.en, extra_json_schema=extra, max_length=max_length)
+    return msgspec.Meta(title=title.en, description=description.en, extra_json_schema=extra, ge=ge, le=le)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,6 +75,7 @@ class EntitySet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
     For files and directories `base` is an absolute path and `include`/`exclude` are relative to it. For a registry set
     `base` is the path of a hive file, then `!`, then a key (`/mnt/c/Windows/System32/config/SOFTWARE!Microsoft/Windows`).
+    `attributes` holds names of groups or of single attributes; "-name" takes one away.
     For the other types there is no base and patterns match the whole key (`tcp/0.0.0.0/22`, `root`, `ssh.service`).
     """
 
@@ -82,9 +83,7 @@ class EntitySet(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     base: str = ""
     include: list[str] = msgspec.field(default_factory=lambda: ["**"])
     exclude: list[str] = []
-    attributes: list[str] = msgspec.field(
-        default_factory=lambda: ["standard"]
-    )  # names of groups or single attributes; "-name" takes one away
+    attributes: list[str] = msgspec.field(default_factory=lambda: ["standard"])
     append_only: bool = False  # growing is no change; a changed beginning or a shrunken file is
     follow_links: bool = False
     cross_filesystems: bool = True
