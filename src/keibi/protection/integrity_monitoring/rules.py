@@ -59,7 +59,7 @@ ATTRIBUTE_GROUPS: dict[EntityType, dict[str, tuple[str, ...]]] = {
         "executable", "user", "group", "parent", "command_line", "pid", "started_at")},
     EntityType.PORT: {"standard": ("process", "user"), "existence": (), "all": ("process", "user", "pid")},
     EntityType.USER: {"standard": (
-        "uid", "gid", "home", "shell", "full_name", "groups", "is_locked", "password_changed_on", "password_hash_changed"),
+        "uid", "gid", "home", "shell", "full_name", "groups", "is_locked", "password_changed_on", "password_fingerprint"),
         "existence": ()},
     EntityType.GROUP: {"standard": ("gid", "members"), "existence": ()},
     EntityType.SERVICE: {"standard": ("path", "state", "start_type", "command", "user"), "definition": (
