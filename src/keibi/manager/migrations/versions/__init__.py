@@ -1,0 +1,1 @@
+"""Revisions, oldest first by name; each is applied once, whole or not at all."""
