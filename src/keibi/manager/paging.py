@@ -79,7 +79,7 @@ def check_limit(limit: int) -> int:
 
 def page_of(
     session: Session,
-    statement: Select[tuple[T]],
+    statement: Select[T],
     order: Sequence[SortKey],
     cursor: str | None,
     limit: int,
