@@ -33,7 +33,11 @@ class Deployment:
     def window_settings(self) -> str:
         """Return the table settings that make inserts durable and repeatable."""
         window = "replicated_deduplication_window" if self.cluster else "non_replicated_deduplication_window"
-        return f"{window} = {DEDUPLICATION_WINDOW}, fsync_after_insert = 1, fsync_part_directory = 1"
+        return (
+            f"{window} = {DEDUPLICATION_WINDOW}, fsync_after_insert = 1, fsync_part_directory = 1,"
+            # A flush is one file to sync instead of one for each column; merges turn it into columns soon.
+            f" min_bytes_for_wide_part = {64 * 1024 * 1024}"
+        )
 
 
 SEARCH_EXPRESSION = (

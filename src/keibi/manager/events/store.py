@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
+import pyarrow as pa
 
 from keibi.errors import InputError, TryLaterError
 from keibi.manager.events.client import ClickHouse, Value
@@ -22,6 +23,13 @@ INSERT_SETTINGS: Mapping[str, str | int] = {
     # Spooled events of an agent that was away can span more days than the default of 100.
     "max_partitions_per_insert_block": 0,
     "async_insert": 0,
+    # One thread does an insert with less CPU than several. The check before it has removed repeats, so the engine need not
+    # fold rows; and the merge that follows builds the indexes, for small new parts are read quickly without them.
+    "max_threads": 1,
+    "max_insert_threads": 1,
+    "input_format_parallel_parsing": 0,
+    "optimize_on_insert": 0,
+    "materialize_skip_indexes_on_insert": 0,
 }
 
 logger = logging.getLogger("keibi.events")
@@ -83,7 +91,8 @@ class EventStore:
             if not known.isdisjoint(columns.event_ids):
                 stored = self._known_events(columns.spans)
                 rows = enumerate(zip(columns.tenant_ids, columns.event_ids, strict=True))
-                table = table.take([position for position, row in rows if row not in stored])
+                new = [position for position, row in rows if row not in stored]
+                table = table.take(pa.array(new, pa.int64()))
             if table.num_rows:
                 names = ", ".join(table.column_names)
                 sql = f"INSERT INTO {self.database}.events ({names}) FORMAT ArrowStream"
@@ -118,7 +127,7 @@ class EventStore:
             {
                 "tenant_id": event.tenant_id,
                 "computer_id": event.computer_id,
-                "received_at": int(at * 1e6),
+                "received_at": f"{at:.6f}",
                 "event_id": event.event_id,
                 "reason": event.reason,
                 "event": event.event,
