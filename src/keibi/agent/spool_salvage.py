@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 KEPT_ASIDE = 2
+MAX_DAMAGED_PLACES = 1000
 
 
 def move_aside(path: str) -> str:
@@ -27,17 +28,22 @@ def read_what_can_be_read(path: str) -> Iterator[bytes]:
     """Give the bodies of the events in a corrupt spool, oldest first, as far as they can be read."""
     connection = sqlite3.connect(path, isolation_level=None)
     try:
-        seq = -1
+        behind = -1
         failures = 0
-        while failures < 1000:
+        while failures < MAX_DAMAGED_PLACES:
             try:
-                for seq, body in connection.execute("SELECT seq, body FROM events WHERE seq > ? ORDER BY seq", (seq,)):  # noqa: B020 - goes on behind the last one read
-                    if isinstance(body, bytes):
-                        yield body
-                return
+                found = connection.execute(
+                    "SELECT seq, body FROM events WHERE seq > ? ORDER BY seq LIMIT 1", (behind,)
+                ).fetchone()
             except sqlite3.DatabaseError:
                 # Step over the damaged place; rows behind it may be whole.
-                seq += 1
+                behind += 1
                 failures += 1
+                continue
+            if found is None:
+                return
+            behind, body = found
+            if isinstance(body, bytes):
+                yield body
     finally:
         connection.close()

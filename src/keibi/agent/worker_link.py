@@ -69,7 +69,7 @@ class WorkerLink:
 
     def __init__(
         self, spec: WorkerSpec, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ):
+    ) -> None:
         self.spec = spec
         self.started_at = time.time()
         self._process = process
@@ -218,7 +218,7 @@ class WorkerLink:
 
 
 def _bound_to_parent(argv: tuple[str, ...]) -> list[str]:
-    """Return the command that has the kernel kill the worker when the core ends; as it is where setpriv (util-linux) is absent."""
+    """Return the command that has the kernel kill the worker when the core ends; unchanged without setpriv (util-linux)."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL", "--", *argv] if setpriv else list(argv)
 

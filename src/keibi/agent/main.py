@@ -1,0 +1,122 @@
+"""The agent core's program: `python -m keibi.agent.main --config /etc/keibi/agent.toml`. The list of what it runs is here."""
+
+import argparse
+import asyncio
+import os
+import signal
+import stat
+import sys
+from collections.abc import Sequence
+
+from keibi.agent.config import DEFAULT_PATH, AgentConfig, load_config
+from keibi.agent.core import Core, MakeCoreTask
+from keibi.agent.instance_lock import InstanceLock
+from keibi.agent.log import Level, Log
+from keibi.agent.version import agent_version
+from keibi.agent.worker_link import WorkerSpec
+from keibi.contract.commands import CommandKind
+from keibi.contract.names import ModuleId
+from keibi.errors import KeibiError, TryLaterError
+from keibi.protection.catalog import MODULES
+
+AGENTS_OWN_EVENTS = ModuleId.INTEGRITY_MONITORING
+"""Under which module events about the whole agent stand, such as a spool that was full."""
+
+
+def workers_of(config: AgentConfig) -> tuple[WorkerSpec, ...]:
+    """Return the workers of this agent. A new module is one more line here."""
+    integrity_state = os.path.join(config.state_directory, "integrity_monitoring")
+    return (
+        WorkerSpec(
+            name="sensor",
+            argv=(sys.executable, "-m", "keibi.agent.sensor"),
+            serves=ModuleId.INTEGRITY_MONITORING,
+            is_sensor=True,
+        ),
+        WorkerSpec(
+            name="integrity_monitoring",
+            argv=(sys.executable, "-m", "keibi.agent.modules.integrity_monitoring.worker", "--state", integrity_state),
+            serves=ModuleId.INTEGRITY_MONITORING,
+            module=ModuleId.INTEGRITY_MONITORING,
+        ),
+    )
+
+
+def core_tasks_of(config: AgentConfig) -> dict[CommandKind, MakeCoreTask]:
+    """Return the commands that the core carries out itself, because they need root."""
+    del config
+    return {}
+
+
+async def run(
+    config: AgentConfig,
+    *,
+    workers: Sequence[WorkerSpec] | None = None,
+    core_tasks: dict[CommandKind, MakeCoreTask] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Run the agent until SIGTERM or SIGINT (or `stop`). Tests name other workers than this computer's.
+
+    Raises:
+        KeibiError: it cannot start: another one runs, the state directory or the socket cannot be used.
+    """
+    log = Log(Level(config.log_level))
+    specs = tuple(workers) if workers is not None else workers_of(config)
+    _make_state_directory(config.state_directory)
+    lock = InstanceLock(config.state_directory)
+    lock.take()
+    try:
+        stop = stop or asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        log.info(
+            "agent starts", version=agent_version(), pid=os.getpid(), state=config.state_directory, socket=config.socket_path
+        )
+        built = {spec.module for spec in specs}
+        core = Core(
+            config,
+            specs,
+            log,
+            settings_versions={str(module.module): module.settings_version for module in MODULES if module.module in built},
+            serves=AGENTS_OWN_EVENTS,
+            core_tasks=core_tasks if core_tasks is not None else core_tasks_of(config),
+        )
+        await core.run(stop)
+    finally:
+        lock.release()
+
+
+def _make_state_directory(directory: str) -> None:
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        if stat.S_IMODE(os.stat(directory).st_mode) & 0o077:
+            os.chmod(directory, 0o700)
+    except OSError as error:
+        raise TryLaterError(
+            "state_not_writable", f"the state directory cannot be used: {error.strerror}", where=directory, hint="run as root"
+        ) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the agent as a program; returns its exit code: 0 stopped in order, 1 a fault, 2 it could not start."""
+    parser = argparse.ArgumentParser(prog="keibi-agent", description="The Keibi agent core.")
+    parser.add_argument("--config", default="", help=f"configuration file (default {DEFAULT_PATH}, if it is there)")
+    options = parser.parse_args(arguments)
+    try:
+        config = load_config(options.config or DEFAULT_PATH, must_exist=bool(options.config))
+        asyncio.run(run(config))
+    except KeibiError as error:
+        Log().error("agent cannot run", error)
+        return 2
+    except ExceptionGroup as group:
+        Log().error("agent ends by a fault", group.exceptions[0])
+        expected, unexpected = group.split(KeibiError)
+        if unexpected is not None:
+            raise
+        return 2 if expected is not None else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
