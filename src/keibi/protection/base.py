@@ -27,9 +27,13 @@ def help_text(
     ge: int | None = None,
     le: int | None = None,
     max_length: int | None = None,
+    since: int = 1,
 ) -> msgspec.Meta:
-    """Return the `Meta` of a settings field: console form, JSON schema and reference page are made from it."""
-    extra: dict[str, object] = {"x-title-ja": title.ja, "x-description-ja": description.ja, "x-unit": unit}
+    """Return the `Meta` of a settings field: console form, JSON schema and reference page are made from it.
+
+    `since` is the settings version that brought the field; agents that declare an older one do not get it.
+    """
+    extra: dict[str, object] = {"x-title-ja": title.ja, "x-description-ja": description.ja, "x-unit": unit, "x-since": since}
     if max_length is not None:
         return msgspec.Meta(title=title.en, description=description.en, extra_json_schema=extra, max_length=max_length)
     return msgspec.Meta(title=title.en, description=description.en, extra_json_schema=extra, ge=ge, le=le)
