@@ -7,11 +7,13 @@ The *packed* form of a state (`PACKED_STATE`) is what a directory's entries are 
 `unpack_state` turn one into the other.
 """
 
+import ctypes
 import errno
 import hashlib
 import os
 import stat
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum, Flag, StrEnum, auto
 from typing import Protocol
@@ -26,6 +28,13 @@ PACKED_STATE = struct.Struct("=IIIIQqqQQQ")
 """mode, uid, gid, link count, size, mtime ns, ctime ns, inode, device, device number: 64 bytes, this machine's byte order."""
 
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+# struct statx of linux/stat.h: stx_attributes lies at byte 8, stx_attributes_mask at 56.
+_STATX_BYTES = 256
+_STATX_ATTRIBUTES = struct.Struct("=Q")
+_AT_FDCWD = -100
+_AT_SYMLINK_NOFOLLOW = 0x100
+_AT_NO_AUTOMOUNT = 0x800
 
 
 class FileType(StrEnum):
@@ -71,6 +80,7 @@ class ContentOutcome(Enum):
     UNSTABLE = 2  # it changed during each of the bounded number of tries
     UNREADABLE = 3
     VANISHED = 4  # it was there for lstat and gone (or no regular file any more) for open
+    TOO_LARGE = 5  # larger than the caller's limit: a sparse file of exabytes must not keep a scan for ever
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,21 +163,24 @@ def new_hasher(algorithm: str) -> Hasher:
     raise ValueError(f"{algorithm!r} is no hash algorithm known here; known are sha256 and blake3")
 
 
-def read_file_state(path: bytes, wish: Wish, *, algorithm: str = "sha256", tries: int = 3) -> FileState | Absent | Unreadable:
+def read_file_state(
+    path: bytes, wish: Wish, *, algorithm: str = "sha256", tries: int = 3, max_content_bytes: int = 0
+) -> FileState | Absent | Unreadable:
     """Return what is under `path` now. Symlinks are described, not followed.
 
     A file that changes while it is read is read again, `tries` times in all; then the state has the outcome UNSTABLE.
+    `max_content_bytes` bounds what is hashed; 0 is no bound.
     """
     answer = _look(path)
     for attempt in range(tries):
         if not isinstance(answer, FileState) or Wish.CONTENT not in wish or answer.type is not FileType.REGULAR:
             break
-        answer = _with_content(answer, algorithm)
-        if answer.content in (ContentOutcome.HASHED, ContentOutcome.UNREADABLE) or attempt == tries - 1:
+        answer = _with_content(answer, algorithm, max_content_bytes)
+        if answer.content not in (ContentOutcome.UNSTABLE, ContentOutcome.VANISHED) or attempt == tries - 1:
             break
         answer = _look(path)
     if isinstance(answer, FileState):
-        return _with_details(answer, wish)
+        return with_details(answer, wish)
     return answer
 
 
@@ -178,7 +191,7 @@ def state_of(path: bytes, found: os.stat_result) -> FileState:
         mode=found.st_mode,
         uid=found.st_uid,
         gid=found.st_gid,
-        link_count=found.st_nlink,
+        link_count=found.st_nlink & 0xFFFFFFFF,
         size=found.st_size,
         modified_ns=found.st_mtime_ns,
         changed_ns=found.st_ctime_ns,
@@ -197,19 +210,22 @@ def _look(path: bytes) -> FileState | Absent | Unreadable:
         return Unreadable(path, f"lstat: {error.strerror}", error.errno or 0)
 
 
-def _with_details(state: FileState, wish: Wish) -> FileState:
+def with_details(state: FileState, wish: Wish) -> FileState:
+    """Return the state with the wished-for details that lstat does not tell: link target, xattrs, flags, access time."""
     problem = state.problem
-    target, xattrs, accessed = None, None, None
+    target = xattrs = flags = accessed = None
     try:
         if state.type is FileType.SYMLINK:
             target = os.readlink(state.path)
         if Wish.XATTRS in wish:
             xattrs = read_xattrs(state.path)
+        if Wish.FLAGS in wish:
+            flags = read_flags(state.path)
         if Wish.ACCESS_TIME in wish:
             accessed = os.lstat(state.path).st_atime_ns
     except OSError as error:
         problem = problem or f"attributes: {error.strerror}"
-    return replace(state, asked=wish, link_target=target, xattrs=xattrs, accessed_ns=accessed, problem=problem)
+    return replace(state, asked=wish, link_target=target, xattrs=xattrs, flags=flags, accessed_ns=accessed, problem=problem)
 
 
 def read_xattrs(path: bytes) -> dict[bytes, bytes] | None:
@@ -229,7 +245,22 @@ def read_xattrs(path: bytes) -> dict[bytes, bytes] | None:
     return dict(sorted(found.items()))
 
 
-def _with_content(state: FileState, algorithm: str) -> FileState:
+def read_flags(path: bytes) -> int | None:
+    """Return the STATX_ATTR_* bits (immutable, append-only, ...) of a path; None when this C library has no statx."""
+    statx = getattr(ctypes.CDLL(None, use_errno=True), "statx", None)
+    if statx is None:
+        return None
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    if statx(_AT_FDCWD, ctypes.c_char_p(path), _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT, 0, buffer):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    attributes, known = _STATX_ATTRIBUTES.unpack_from(buffer, 8)[0], _STATX_ATTRIBUTES.unpack_from(buffer, 56)[0]
+    return int(attributes & known)
+
+
+def _with_content(state: FileState, algorithm: str, max_content_bytes: int) -> FileState:
+    if max_content_bytes and state.size > max_content_bytes:
+        return replace(state, content=ContentOutcome.TOO_LARGE, problem=f"its {state.size} bytes are over the limit")
     try:
         descriptor = open_regular(state.path)
     except OSError as error:
@@ -237,10 +268,11 @@ def _with_content(state: FileState, algorithm: str) -> FileState:
         outcome = ContentOutcome.VANISHED if gone else ContentOutcome.UNREADABLE
         return replace(state, content=outcome, problem=f"open: {error.strerror}")
     try:
-        if pack_state(state_of(state.path, os.fstat(descriptor))) != pack_state(state):
+        if pack_stat(os.fstat(descriptor)) != pack_state(state):
             return replace(state, content=ContentOutcome.UNSTABLE, problem="it changed between lstat and open")
-        digest, count = _hash_descriptor(descriptor, algorithm)
-        if count != state.size or pack_state(state_of(state.path, os.fstat(descriptor))) != pack_state(state):
+        # Not one byte more than lstat said is read: a file that grows without end is caught by the second fstat.
+        digest, count = hash_descriptor(descriptor, algorithm, state.size)
+        if count != state.size or pack_stat(os.fstat(descriptor)) != pack_state(state):
             return replace(state, content=ContentOutcome.UNSTABLE, problem="it changed while it was being read")
         return replace(state, content=ContentOutcome.HASHED, content_hash=digest)
     except OSError as error:
@@ -249,24 +281,32 @@ def _with_content(state: FileState, algorithm: str) -> FileState:
         os.close(descriptor)
 
 
-def open_regular(path: bytes) -> int:
+def open_regular(path: bytes, *, directory_descriptor: int | None = None) -> int:
     """Return a descriptor for reading that leaves the access time alone where that is allowed; the caller closes it.
 
     It follows no symlink and does not wait for a fifo's writer. The caller checks by fstat that it is a regular file.
     """
     try:
-        return os.open(path, _OPEN_FLAGS | os.O_NOATIME)
+        return os.open(path, _OPEN_FLAGS | os.O_NOATIME, dir_fd=directory_descriptor)
     except PermissionError:  # O_NOATIME is for the owner and for CAP_FOWNER
-        return os.open(path, _OPEN_FLAGS)
+        return os.open(path, _OPEN_FLAGS, dir_fd=directory_descriptor)
 
 
-def _hash_descriptor(descriptor: int, algorithm: str, limit: int | None = None) -> tuple[bytes, int]:
+def hash_descriptor(
+    descriptor: int, algorithm: str, limit: int, *, buffer: memoryview | None = None, pause: Callable[[], None] = lambda: None
+) -> tuple[bytes, int]:
+    """Return the hash of the next `limit` bytes, or of fewer at the end of the file, and how many they were.
+
+    `buffer` is reused memory; `pause` is called after each bufferful and may raise to give up.
+    """
     hasher = new_hasher(algorithm)
-    buffer = memoryview(bytearray(READ_BYTES))
+    if buffer is None:
+        buffer = memoryview(bytearray(min(READ_BYTES, max(limit, 1))))
     count = 0
-    while limit is None or count < limit:
-        want = READ_BYTES if limit is None else min(READ_BYTES, limit - count)
-        got = os.readv(descriptor, [buffer[:want]])
+    while count < limit:
+        if count:
+            pause()
+        got = os.readv(descriptor, [buffer[: limit - count]])
         if not got:
             break
         hasher.update(buffer[:got])
@@ -286,10 +326,11 @@ def hash_prefix(path: bytes, length: int, *, algorithm: str = "sha256") -> bytes
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None
-        digest, count = _hash_descriptor(descriptor, algorithm, length)
-        return digest if count == length else None
+        digest, count = hash_descriptor(descriptor, algorithm, length)
     except OSError:
         return None
+    else:
+        return digest if count == length else None
     finally:
         os.close(descriptor)
 
@@ -307,7 +348,7 @@ def read_content(path: bytes, max_bytes: int) -> tuple[FileState, bytes] | None:
         data = os.read(descriptor, max_bytes + 1)
         while len(data) <= max_bytes and (more := os.read(descriptor, max_bytes + 1 - len(data))):
             data += more
-        same = pack_state(state_of(path, os.fstat(descriptor))) == pack_state(answer)
+        same = pack_stat(os.fstat(descriptor)) == pack_state(answer)
         return (answer, data) if same and len(data) == answer.size else None
     except OSError:
         return None
@@ -315,8 +356,16 @@ def read_content(path: bytes, max_bytes: int) -> tuple[FileState, bytes] | None:
         os.close(descriptor)
 
 
+def pack_stat(found: os.stat_result) -> bytes:
+    """Return an lstat result as PACKED_STATE bytes: equal bytes mean that lstat says the same."""
+    return PACKED_STATE.pack(
+        found.st_mode, found.st_uid, found.st_gid, found.st_nlink & 0xFFFFFFFF, found.st_size, found.st_mtime_ns,
+        found.st_ctime_ns, found.st_ino, found.st_dev, found.st_rdev,
+    )  # fmt: skip
+
+
 def pack_state(state: FileState) -> bytes:
-    """Return what lstat said as PACKED_STATE bytes: equal bytes mean that lstat says the same."""
+    """Return what lstat said as PACKED_STATE bytes."""
     return PACKED_STATE.pack(
         state.mode, state.uid, state.gid, state.link_count, state.size, state.modified_ns, state.changed_ns,
         state.inode, state.device, state.device_number,

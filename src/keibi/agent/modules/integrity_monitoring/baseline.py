@@ -12,6 +12,7 @@ import contextlib
 import os
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import msgspec
 
 from keibi.agent.linux.files import FileState
 from keibi.agent.modules.integrity_monitoring.file_pages import Page, pages_of, split_path
-from keibi.errors import InputError, RefusedError
+from keibi.errors import InputError, RefusedError, TryLaterError
 
 SCHEMA_VERSION = 1
 
@@ -101,37 +102,31 @@ class Baseline:
         """Open the database, or make it.
 
         Raises:
-            RefusedError: `baseline_corrupt`: it was damaged, is moved aside and an empty one is in its place after another
-                `open`; the message names where the damaged one is.
+            RefusedError: `baseline_corrupt`: it was damaged and is moved aside (the message says where to); `open`
+                again makes an empty one.
             InputError: `baseline_newer`: written by a newer Keibi.
+            TryLaterError: `baseline_unavailable`: the directory is missing, full or read-only, or somebody holds a lock.
         """
-        connection = None
         try:
             connection = _connect(path)
-            found = connection.execute("PRAGMA user_version").fetchone()[0]
-            if found > SCHEMA_VERSION:
-                raise InputError(
-                    "baseline_newer",
-                    f"the baseline has schema {found}, newer than {SCHEMA_VERSION}",
-                    where=path,
-                    hint="install the newer agent again, or move the file away to start a new baseline",
-                )
-            if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-                raise sqlite3.DatabaseError("quick_check failed")
-            connection.executescript(_SCHEMA)
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        except (sqlite3.DatabaseError, InputError) as error:
-            if connection is not None:
-                connection.close()
-            if isinstance(error, InputError) or isinstance(error, sqlite3.OperationalError):
-                raise
-            aside = _move_aside(path)
-            raise RefusedError(
-                "baseline_corrupt",
-                f"the baseline database is damaged ({error}); it was moved to {aside}",
+        except sqlite3.OperationalError as error:
+            raise TryLaterError("baseline_unavailable", f"the baseline cannot be opened: {error}", where=path) from error
+        except sqlite3.DatabaseError as error:
+            raise _set_aside(path, str(error)) from error
+        if damage := _damage_of(connection):
+            connection.close()
+            raise _set_aside(path, damage)
+        found = connection.execute("PRAGMA user_version").fetchone()[0]
+        if found > SCHEMA_VERSION:
+            connection.close()
+            raise InputError(
+                "baseline_newer",
+                f"the baseline has schema {found}, newer than {SCHEMA_VERSION}",
                 where=path,
-                hint="changes since the last good baseline cannot be told; a new baseline must be built",
-            ) from error
+                hint="install the newer agent again, or move the file away to start a new baseline",
+            )
+        connection.executescript(_SCHEMA)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         return cls(connection, path)
 
     def close(self) -> None:
@@ -208,7 +203,7 @@ class Baseline:
             changes = list(group)
             before, after = changes[0][2], changes[-1][3]
             if before != after:
-                yield LoggedChange(type_, key, _unlog(type_, key, before), _unlog(type_, key, after))
+                yield LoggedChange(type_, key, _unlog(type_, before), _unlog(type_, after))
 
     # --- files
 
@@ -250,38 +245,76 @@ class Baseline:
         )
         return [row[0] for row in rows.fetchall()]
 
+    def all_directories(self) -> list[bytes]:
+        """Return every directory that has entries in the baseline."""
+        return [row[0] for row in self.connection.execute("SELECT DISTINCT directory FROM page ORDER BY directory")]
+
+    def forget_files(self) -> None:
+        """Drop all pages, without logging."""
+        self.connection.execute("DELETE FROM page")
+
     def put_pages(self, directory: bytes, pages: Iterable[Page]) -> None:
-        """Replace all entries of a directory, without logging: for a build, where there is nothing to compare with."""
+        """Replace all entries of a directory, without logging."""
         self.connection.execute("DELETE FROM page WHERE directory = ?", (directory,))
-        self._insert(pages)
+        self.add_pages(pages)
 
-    def store_files(self, version: int, changes: Sequence[FileChange], *, is_logged: bool = True) -> None:
-        """Make `after` of every change the baseline, inside the caller's transaction.
-
-        `is_logged=False` is for what no rule watches (a directory's time): it is kept, so that the next scan finds it
-        unchanged, and stays out of the comparison of versions.
-        """
-        ordered = sorted(changes, key=lambda change: split_path(change.path))
-        for directory, group in groupby(ordered, key=lambda change: split_path(change.path)[0]):
-            entries = {state.path: state for page in self.pages(directory) for state in page.entries()}
-            for change in group:
-                if is_logged:
-                    self._log(version, FILE, change.path, _logged(entries.get(change.path)), _logged(change.after))
-                if change.after is None:
-                    entries.pop(change.path, None)
-                else:
-                    entries[change.path] = change.after
-            self.put_pages(directory, pages_of(directory, [entries[path] for path in sorted(entries)]))
-
-    def _insert(self, pages: Iterable[Page]) -> None:
+    def add_pages(self, pages: Iterable[Page]) -> None:
+        """Add pages, without logging: for a build, where there is nothing to compare with."""
         self.connection.executemany(
-            "INSERT INTO page VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO page VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (page.directory, page.first, page.count, page.names, page.states, page.wishes, page.outcomes, page.digests,
                  page.extras)
                 for page in pages
             ],
         )  # fmt: skip
+
+    def store_files(self, version: int, changes: Sequence[FileChange], *, is_logged: bool = True) -> None:
+        """Make `after` of every change the baseline, inside the caller's transaction. `before` is not looked at.
+
+        `is_logged=False` is for what no rule watches (a directory's time): it is kept, so that the next scan finds it
+        unchanged, and stays out of the comparison of versions.
+        """
+        ordered = deque(sorted(changes, key=lambda change: split_path(change.path)))
+        while ordered:
+            directory, name = split_path(ordered[0].path)
+            first, upper = self._page_bounds(directory, name)
+            entries = self._entries(directory, first)
+            while ordered:
+                next_directory, next_name = split_path(ordered[0].path)
+                if next_directory != directory or (upper is not None and next_name >= upper):
+                    break
+                change = ordered.popleft()
+                if is_logged:
+                    self._log(version, FILE, change.path, _logged(entries.get(change.path)), _logged(change.after))
+                if change.after is None:
+                    entries.pop(change.path, None)
+                else:
+                    entries[change.path] = change.after
+            self.connection.execute("DELETE FROM page WHERE directory = ? AND first = ?", (directory, first))
+            self.add_pages(pages_of(directory, [entries[path] for path in sorted(entries)]))
+
+    def _page_bounds(self, directory: bytes, name: bytes) -> tuple[bytes, bytes | None]:
+        """Return the first name of the page that a name belongs to, and that of the page after it (None: there is none)."""
+        row = self.connection.execute(
+            "SELECT max(first) FROM page WHERE directory = ? AND first <= ?", (directory, name)
+        ).fetchone()
+        first = row[0]
+        if first is None:  # it sorts before all others: it goes to the first page
+            first = self.connection.execute("SELECT min(first) FROM page WHERE directory = ?", (directory,)).fetchone()[0]
+        if first is None:
+            return b"", None
+        upper = self.connection.execute(
+            "SELECT min(first) FROM page WHERE directory = ? AND first > ?", (directory, first)
+        ).fetchone()[0]
+        return first, upper
+
+    def _entries(self, directory: bytes, first: bytes) -> dict[bytes, FileState]:
+        row = self.connection.execute(
+            "SELECT directory, names, states, wishes, outcomes, digests, extras FROM page WHERE directory = ? AND first = ?",
+            (directory, first),
+        ).fetchone()
+        return {state.path: state for state in Page(*row).entries()} if row else {}
 
     # --- other entities
 
@@ -328,7 +361,7 @@ def _logged(state: FileState | None) -> bytes | None:
     )
 
 
-def _unlog(type_: str, key: bytes, logged: bytes | None) -> FileState | dict[str, Any] | None:
+def _unlog(type_: str, logged: bytes | None) -> FileState | dict[str, Any] | None:
     if logged is None:
         return None
     if type_ == FILE:
@@ -337,20 +370,39 @@ def _unlog(type_: str, key: bytes, logged: bytes | None) -> FileState | dict[str
 
 
 def _connect(path: str) -> sqlite3.Connection:
-    with contextlib.suppress(FileExistsError):
+    with contextlib.suppress(OSError):  # SQLite says better what is wrong
         # SQLite would make it readable for all; it tells what is watched and holds paths of private files.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
-def _move_aside(path: str) -> str:
+def _damage_of(connection: sqlite3.Connection) -> str:
+    """Return what is wrong with the database's structure, or ""."""
+    try:
+        answer = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return "" if answer == "ok" else answer
+
+
+def _set_aside(path: str, damage: str) -> RefusedError:
+    """Move a damaged database out of the way, and return the error that says so."""
     aside = f"{path}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     os.replace(path, aside)
     for suffix in ("-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             os.replace(path + suffix, aside + suffix)
-    return aside
+    return RefusedError(
+        "baseline_corrupt",
+        f"the baseline database is damaged ({damage}); it was moved to {aside}",
+        where=path,
+        hint="changes since the last good baseline cannot be told; a new baseline must be built",
+    )

@@ -100,7 +100,7 @@ def pages_of(directory: bytes, states: Sequence[FileState]) -> Iterator[Page]:
         extras = [
             Extras(index, state.link_target, state.xattrs, state.flags, state.accessed_ns)
             for index, state in enumerate(part)
-            if not (state.link_target is state.xattrs is state.flags is state.accessed_ns is None)
+            if (state.link_target, state.xattrs, state.flags, state.accessed_ns) != (None, None, None, None)
         ]
         yield Page(
             directory,
@@ -124,5 +124,5 @@ def split_path(path: bytes) -> tuple[bytes, bytes]:
 def join_path(directory: bytes, name: bytes) -> bytes:
     """Return the path whose `split_path` this is."""
     if directory in (b"", b"/"):
-        return b"/" if name == b"/" else b"/" + name
+        return name if name == b"/" else b"/" + name
     return directory + b"/" + name
