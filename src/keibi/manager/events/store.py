@@ -153,7 +153,7 @@ class EventStore:
         days = [row.day for row in self.client.select(sql, {}, _Day)]
         for day in days:
             self.client.raw(
-                f"ALTER TABLE {database}.events_hourly{self.deployment.on_cluster()} DROP PARTITION '{_checked_day(day)}'"
+                f"ALTER TABLE {database}.events_hourly{self.deployment.on_cluster()} DROP PARTITION '{checked_day(day)}'"
             )
             where = "toDate(detected_at) = {day:Date}"
             self.client.raw(f"INSERT INTO {database}.events_hourly {rollup_query(self.deployment, where=where)}", {"day": day})
@@ -196,8 +196,9 @@ class _Size(msgspec.Struct):
     oldest_at: float | None
 
 
-def _checked_day(day: str) -> str:
-    # A partition's name cannot be a parameter; that it is a day and nothing else is therefore made sure of here.
+def checked_day(day: str) -> str:
+    """Return the day if it is one and nothing else."""
+    # A partition's name cannot be a parameter; which is why this is made sure of here.
     return time.strftime("%Y-%m-%d", time.strptime(day, "%Y-%m-%d"))
 
 
