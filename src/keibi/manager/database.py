@@ -16,6 +16,7 @@ each other at the beginning and not fail in the middle; a reading session (`writ
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,6 +158,10 @@ class Database:
             raise
         finally:
             session.close()
+
+    def session_of(self, tenant_id: str, actor: str = "system", writes: bool = True) -> AbstractContextManager[Session]:
+        """Open a session that sees one tenant, for work that the manager does itself."""
+        return self.session(Scope(frozenset({tenant_id}), actor), writes)
 
     def migrate(self) -> None:
         """Bring the schema to the newest revision; a new database gets all of it.

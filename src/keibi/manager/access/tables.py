@@ -78,7 +78,6 @@ class SessionRecord(TenantRow, Table):
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)  # SHA-256 of the cookie's value, hex
     user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True)
-    csrf_hash: Mapped[bytes] = mapped_column(LargeBinary(32), nullable=False)
     created_at: Mapped[float] = mapped_column(Float(53), nullable=False)
     last_used_at: Mapped[float] = mapped_column(Float(53), nullable=False, index=True)
     expires_at: Mapped[float] = mapped_column(Float(53), nullable=False)
