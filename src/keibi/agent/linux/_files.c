@@ -9,12 +9,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/openat2.h>
 #include <openssl/evp.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -257,6 +259,48 @@ out:
     Py_XDECREF(mounts);
     Py_XDECREF(problems);
     return result;
+}
+
+PyDoc_STRVAR(mark_xattrs_doc, "mark_xattrs(root_descriptor, path, names, is_loose) -> bytes\n\n"
+                              "Return one byte for each name; see file_queue.mark_xattrs.");
+
+static PyObject *mark_xattrs(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    int root, is_loose, problem = 0;
+    const char *path;
+    PyObject *names;
+    if (!PyArg_ParseTuple(arguments, "iySp", &root, &path, &names, &is_loose))
+        return NULL;
+    Py_ssize_t length = PyBytes_GET_SIZE(names), count = 1;
+    const char *text = PyBytes_AS_STRING(names);
+    for (Py_ssize_t at = 0; at < length; at++)
+        count += text[at] == 0;
+    PyObject *marks = PyBytes_FromStringAndSize(NULL, count);
+    if (!marks)
+        return NULL;
+    char *to = PyBytes_AS_STRING(marks);
+    Py_BEGIN_ALLOW_THREADS
+    int descriptor = open_directory(root, path, is_loose);
+    if (descriptor < 0)
+        problem = errno;
+    else {
+        /* There is no llistxattr relative to a directory before Linux 6.13. */
+        char place[64 + NAME_MAX * 4];
+        const char *name = text;
+        for (Py_ssize_t index = 0; index < count; index++, name += strlen(name) + 1) {
+            int needed = snprintf(place, sizeof place, "/proc/self/fd/%d/%s", descriptor, name);
+            ssize_t size = needed < (int)sizeof place ? llistxattr(place, NULL, 0) : 1;
+            to[index] = size > 0 || (size < 0 && errno != ENOENT && errno != ENOTSUP);
+        }
+        close(descriptor);
+    }
+    Py_END_ALLOW_THREADS
+    if (problem) {
+        Py_DECREF(marks);
+        errno = problem;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return marks;
 }
 
 /* --- hashing
@@ -789,6 +833,7 @@ static int module_exec(PyObject *module)
 
 static PyMethodDef module_methods[] = {
     {"list_directory", list_directory, METH_VARARGS, list_directory_doc},
+    {"mark_xattrs", mark_xattrs, METH_VARARGS, mark_xattrs_doc},
     {NULL, NULL, 0, NULL},
 };
 

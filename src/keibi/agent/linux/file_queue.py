@@ -86,12 +86,20 @@ class ListDirectory(Protocol):
         """Return the fields of a `Listing`, or raise OSError."""
 
 
+class MarkXattrs(Protocol):
+    """Finds the entries that have extended attributes; see `mark_xattrs`."""
+
+    def __call__(self, root_descriptor: int, path: bytes, names: bytes, is_loose: bool, /) -> bytes:
+        """Return one byte for each name."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileReader:
     """The way this computer lists and hashes: made once by `file_reader`."""
 
     is_native: bool
     list_directory: ListDirectory
+    mark_xattrs: MarkXattrs
 
     def new_queue(self, algorithm: str, *, share: float = 0.0, max_content_bytes: int = 0) -> HashQueue:
         """Return an empty queue. BLAKE3 is always hashed by the `blake3` package; only SHA-256 has a C part here."""
@@ -109,8 +117,8 @@ def file_reader(*, allow_native: bool = True) -> FileReader:
         except ImportError:
             pass  # not built here, or no libcrypto: slower, with the same answers
         else:
-            return FileReader(True, native.list_directory)
-    return FileReader(False, list_directory)
+            return FileReader(True, native.list_directory, native.mark_xattrs)
+    return FileReader(False, list_directory, mark_xattrs)
 
 
 def open_directory(root_descriptor: int, path: bytes, is_loose: bool) -> int:
@@ -163,6 +171,26 @@ def list_directory(root_descriptor: int, path: bytes, is_loose: bool, /) -> List
         return Listing(b"\0".join(names), b"".join(states), directories, mounts, problems)
     finally:
         os.close(descriptor)
+
+
+def mark_xattrs(root_descriptor: int, path: bytes, names: bytes, is_loose: bool, /) -> bytes:
+    """Return one byte for each name in a directory: 1 where the entry has extended attributes, or they cannot be listed.
+
+    Raises:
+        OSError: the directory cannot be opened.
+    """
+    descriptor = open_directory(root_descriptor, path, is_loose)
+    try:
+        return bytes(_has_xattrs(b"/proc/self/fd/%d/%s" % (descriptor, name)) for name in names.split(b"\0"))
+    finally:
+        os.close(descriptor)
+
+
+def _has_xattrs(path: bytes) -> bool:
+    try:
+        return bool(os.listxattr(path, follow_symlinks=False))
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTSUP)
 
 
 class _CancelledError(Exception):

@@ -103,7 +103,7 @@ class FileState:
     content_hash: bytes = b""  # DIGEST_BYTES when content is HASHED, else empty
     problem: str = ""  # why the content or an attribute could not be read
     link_target: bytes | None = None  # of a symlink
-    xattrs: dict[bytes, bytes] | None = None  # sorted by name; None: not asked, or this filesystem has none
+    xattrs: dict[bytes, bytes] | None = None  # sorted by name; None: not asked, or there are none
     flags: int | None = None  # STATX_ATTR_* bits; None: not asked
     accessed_ns: int | None = None  # None: not asked
 
@@ -229,7 +229,7 @@ def with_details(state: FileState, wish: Wish) -> FileState:
 
 
 def read_xattrs(path: bytes) -> dict[bytes, bytes] | None:
-    """Return the extended attributes of a path (never those of a symlink's target); None when the filesystem has none."""
+    """Return the extended attributes of a path (never those of a symlink's target); None when there are none."""
     found: dict[bytes, bytes] = {}
     try:
         for name in os.listxattr(path, follow_symlinks=False):
@@ -242,7 +242,7 @@ def read_xattrs(path: bytes) -> dict[bytes, bytes] | None:
         if error.errno in (errno.ENOTSUP, errno.EPERM):
             return None
         raise
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items())) or None
 
 
 def read_flags(path: bytes) -> int | None:

@@ -355,7 +355,7 @@ def _logged(state: FileState | None) -> bytes | None:
     if state is None:
         return None
     directory, _ = split_path(state.path)
-    page = next(pages_of(directory, [state]))
+    page = pages_of(directory, [state])[0]
     return msgspec.msgpack.encode(
         (page.directory, page.names, page.states, page.wishes, page.outcomes, page.digests, page.extras)
     )

@@ -1,9 +1,12 @@
 """The entries of a directory as they lie in the baseline: packed, so that an unchanged directory is one comparison of bytes."""
 
+import stat
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
+from msgspec import structs
 
 from keibi.agent.linux.files import (
     DIGEST_BYTES,
@@ -18,7 +21,12 @@ from keibi.agent.linux.files import (
 PAGE_ENTRIES = 256
 """Entries a page is split at. One changed entry rewrites one page, so pages of huge directories must stay small."""
 
-_SETTLED = bytes([ContentOutcome.NOT_ASKED.value, ContentOutcome.HASHED.value])
+SETTLED_OUTCOMES = bytes([ContentOutcome.NOT_ASKED.value, ContentOutcome.HASHED.value, ContentOutcome.TOO_LARGE.value])
+"""Outcomes that trying again would not mend."""
+
+# The byte of st_mode, the first member of a packed state, that holds the file type in its upper half.
+_TYPE_AT = 1 if sys.byteorder == "little" else 2
+_SYMLINK_MARKS = bytes(int(byte & 0xF0 == stat.S_IFLNK >> 8) for byte in range(256))
 
 
 class Extras(msgspec.Struct, frozen=True, array_like=True):
@@ -31,6 +39,7 @@ class Extras(msgspec.Struct, frozen=True, array_like=True):
     accessed_ns: int | None
 
 
+_NO_EXTRAS = Extras(0, None, None, None, None)
 _encoder = msgspec.msgpack.Encoder()
 _extras_decoder = msgspec.msgpack.Decoder(list[Extras])
 
@@ -60,7 +69,7 @@ class Page:
     @property
     def is_settled(self) -> bool:
         """False when some content could not be read, so that the next scan must try again."""
-        return not self.outcomes.translate(None, _SETTLED)
+        return is_settled(self.outcomes)
 
     def entry_names(self) -> list[bytes]:
         """Return the names, in order."""
@@ -76,41 +85,117 @@ class Page:
             if outcome is ContentOutcome.HASHED:
                 digest = self.digests[digest_at : digest_at + DIGEST_BYTES]
                 digest_at += DIGEST_BYTES
-            state = replace(
+            extra = extras.get(index, _NO_EXTRAS)
+            yield replace(
                 unpack_state(join_path(self.directory, name), self.states, index * PACKED_STATE.size),
                 asked=Wish(self.wishes[index]),
                 content=outcome,
                 content_hash=digest,
+                link_target=extra.link_target,
+                xattrs=extra.xattrs,
+                flags=extra.flags,
+                accessed_ns=extra.accessed_ns,
             )
-            if extra := extras.get(index):
-                state = replace(
-                    state,
-                    link_target=extra.link_target,
-                    xattrs=extra.xattrs,
-                    flags=extra.flags,
-                    accessed_ns=extra.accessed_ns,
-                )
-            yield state
 
 
-def pages_of(directory: bytes, states: Sequence[FileState]) -> Iterator[Page]:
-    """Yield the pages that hold these entries of a directory. `states` is sorted by path."""
-    for start in range(0, len(states), PAGE_ENTRIES):
-        part = states[start : start + PAGE_ENTRIES]
-        extras = [
-            Extras(index, state.link_target, state.xattrs, state.flags, state.accessed_ns)
-            for index, state in enumerate(part)
-            if (state.link_target, state.xattrs, state.flags, state.accessed_ns) != (None, None, None, None)
-        ]
-        yield Page(
-            directory,
-            b"\0".join(split_path(state.path)[1] for state in part),
-            b"".join(pack_state(state) for state in part),
-            bytes(state.asked.value for state in part),
-            bytes(state.content.value for state in part),
-            b"".join(state.content_hash for state in part if state.content is ContentOutcome.HASHED),
-            _encoder.encode(extras) if extras else b"",
+def is_settled(outcomes: bytes) -> bool:
+    """Return whether all content that was asked for could be read, as far as it ever can."""
+    return not outcomes.translate(None, SETTLED_OUTCOMES)
+
+
+def symlink_marks(states: bytes) -> bytes:
+    """Return one byte for each packed state: 1 where it is a symlink."""
+    return states[_TYPE_AT :: PACKED_STATE.size].translate(_SYMLINK_MARKS)
+
+
+def extras_of(index: int, state: FileState) -> Extras | None:
+    """Return what an entry has beside the packed part, if anything."""
+    if (state.link_target, state.xattrs, state.flags, state.accessed_ns) == (None, None, None, None):
+        return None
+    return Extras(index, state.link_target, state.xattrs, state.flags, state.accessed_ns)
+
+
+def pages_of(directory: bytes, states: Sequence[FileState]) -> list[Page]:
+    """Return the pages that hold these entries of a directory. `states` is sorted by path."""
+    return packed_pages(
+        directory,
+        b"\0".join([split_path(state.path)[1] for state in states]),
+        b"".join([pack_state(state) for state in states]),
+        bytes([state.asked.value for state in states]),
+        bytes([state.content.value for state in states]),
+        b"".join([state.content_hash for state in states if state.content is ContentOutcome.HASHED]),
+        [extras for index, state in enumerate(states) if (extras := extras_of(index, state))],
+    )
+
+
+def packed_pages(
+    directory: bytes,
+    names: bytes,
+    states: bytes,
+    wishes: bytes,
+    outcomes: bytes,
+    digests: bytes,
+    extras: Sequence[Extras],
+) -> list[Page]:
+    """Return the pages of a directory's packed entries, which are sorted by name. None for no entries."""
+    if len(wishes) <= PAGE_ENTRIES:
+        if not wishes:
+            return []
+        return [Page(directory, names, states, wishes, outcomes, digests, _encoder.encode(extras) if extras else b"")]
+    pages = []
+    split = names.split(b"\0")
+    digest_at = 0
+    for start in range(0, len(wishes), PAGE_ENTRIES):
+        end = start + PAGE_ENTRIES
+        part = outcomes[start:end]
+        digest_end = digest_at + part.count(ContentOutcome.HASHED.value) * DIGEST_BYTES
+        ours = [structs.replace(extra, index=extra.index - start) for extra in extras if start <= extra.index < end]
+        pages.append(
+            Page(
+                directory,
+                b"\0".join(split[start:end]),
+                states[start * PACKED_STATE.size : end * PACKED_STATE.size],
+                wishes[start:end],
+                part,
+                digests[digest_at:digest_end],
+                _encoder.encode(ours) if ours else b"",
+            )
         )
+        digest_at = digest_end
+    return pages
+
+
+def is_listing(pages: Sequence[Page], names: bytes, states: bytes, wishes: bytes) -> bool:
+    """Return whether the pages hold exactly these names, lstat results and wishes."""
+    if len(pages) == 1:
+        page = pages[0]
+        return page.states == states and page.names == names and page.wishes == wishes
+    return (
+        b"".join([page.states for page in pages]) == states
+        and b"\0".join([page.names for page in pages]) == names
+        and b"".join([page.wishes for page in pages]) == wishes
+    )
+
+
+def has_same_content(pages: Sequence[Page], outcomes: bytes, digests: bytes) -> bool:
+    """Return whether what was hashed again (the outcomes other than NOT_ASKED) equals what the pages hold."""
+    kept_outcomes = b"".join([page.outcomes for page in pages])
+    kept_digests = b"".join([page.digests for page in pages])
+    if kept_outcomes == outcomes:
+        return kept_digests == digests
+    hashed = ContentOutcome.HASHED.value
+    digest_at = rank = 0
+    for outcome, kept in zip(outcomes, kept_outcomes, strict=True):
+        if outcome != ContentOutcome.NOT_ASKED.value:
+            if outcome != kept:
+                return False
+            if outcome == hashed:
+                if kept_digests[rank : rank + DIGEST_BYTES] != digests[digest_at : digest_at + DIGEST_BYTES]:
+                    return False
+                digest_at += DIGEST_BYTES
+        if kept == hashed:
+            rank += DIGEST_BYTES
+    return True
 
 
 def split_path(path: bytes) -> tuple[bytes, bytes]:

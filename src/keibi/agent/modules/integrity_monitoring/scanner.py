@@ -10,40 +10,32 @@ hash while it lists on. A directory that equals its pages is done without a look
 
 import math
 import os
-import struct
 import threading
 import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from keibi.agent.linux.file_queue import Answer, FileReader, HashQueue, file_reader
-from keibi.agent.linux.files import (
-    DIGEST_BYTES,
-    PACKED_STATE,
-    Absent,
-    ContentOutcome,
-    FileState,
-    FileType,
-    Unreadable,
-    Wish,
-    read_file_state,
-    unpack_state,
-    with_details,
-)
+from keibi.agent.linux.files import PACKED_STATE, FileState, FileType, Unreadable, Wish
 from keibi.agent.modules.integrity_monitoring.baseline import Baseline, FileChange
-from keibi.agent.modules.integrity_monitoring.file_pages import Page, join_path, pages_of, split_path
+from keibi.agent.modules.integrity_monitoring.entries import EntryReader
+from keibi.agent.modules.integrity_monitoring.file_pages import (
+    SETTLED_OUTCOMES,
+    Page,
+    has_same_content,
+    is_listing,
+    join_path,
+    split_path,
+)
 from keibi.agent.modules.integrity_monitoring.scan_plan import ScanPlan, ScanProgress, ScanSummary, Trust
-from keibi.agent.modules.integrity_monitoring.walk import Visit, Walk, wish_for
+from keibi.agent.modules.integrity_monitoring.walk import Visit, Walk
 
 _MAX_WAITING_DIRECTORIES = 2000
 _MAX_WAITING_ENTRIES = 50_000
 _PROGRESS_SECONDS = 0.5
 _COMMIT_PAGES = 4000
-_DETAILS = Wish.XATTRS | Wish.FLAGS | Wish.ACCESS_TIME
-_HASH = Wish.CONTENT.value.to_bytes(1, "little")
-_ERRNO = struct.Struct("=i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +61,7 @@ class Scanner:
         self._baseline = baseline
         self._plan = plan
         self._reader = reader or file_reader()
+        self._entries = EntryReader(plan, self._reader, self.summary)
         self._pending: dict[int, _Pending] = {}
         self._pending_entries = 0
         self._last_progress = time.monotonic()
@@ -85,12 +78,13 @@ class Scanner:
             self._baseline.forget_files()
         batch: list[Page] = []
         for pending, answer in self._answers(is_comparing=False):
-            batch += self._pages(pending.visit, answer)
+            batch += self._entries.pages(pending.visit, answer)
             if len(batch) >= _COMMIT_PAGES:
                 self._commit(batch)
         self._commit(batch)
         if self.summary.is_complete:
-            roots = [FileChange(path, None, state) for path in self._entry_roots() if (state := self._read_root(path))]
+            found = [self._entries.root(path) for path in self._entry_roots()]
+            roots = [FileChange(state.path, None, state) for state in found if isinstance(state, FileState)]
             with self._baseline.transaction():
                 self._baseline.store_files(version, roots, is_logged=False)
         return self.summary
@@ -210,7 +204,7 @@ class Scanner:
         pages = self._baseline.pages(visit.path)
         if not pages:
             return _Pending(visit, [], visit.wishes)
-        if _is_listing(pages, visit) and all(page.is_settled for page in pages):
+        if is_listing(pages, visit.names, visit.states, visit.wishes) and all(page.is_settled for page in pages):
             if self._plan.trust is Trust.CHANGE_TIME:
                 return None
             hashing = self._again(visit)
@@ -236,7 +230,7 @@ class Scanner:
         size = PACKED_STATE.size
         for page in pages:
             for index, name in enumerate(page.entry_names()):
-                is_read = bool(page.wishes[index] & Wish.CONTENT.value) and page.outcomes[index] in (0, 1, 5)
+                is_read = bool(page.wishes[index] & Wish.CONTENT.value) and page.outcomes[index] in SETTLED_OUTCOMES
                 known[name] = (page.states[index * size : (index + 1) * size], is_read)
         hashing = bytearray(self._again(visit))
         for index, name in enumerate(visit.names.split(b"\0") if visit.count else []):
@@ -248,10 +242,14 @@ class Scanner:
 
     def _compare(self, pending: _Pending, answer: Answer) -> Iterator[DirectoryDifference]:
         visit, pages = pending.visit, pending.pages
-        if pages and _is_listing(pages, visit) and _has_same_content(pages, answer):
+        if (
+            pages
+            and is_listing(pages, visit.names, visit.states, visit.wishes)
+            and has_same_content(pages, answer.outcomes, answer.digests)
+        ):
             return
         before = {state.path: state for page in pages for state in page.entries()}
-        after = {state.path: state for state in self._states(visit, answer, before)}
+        after = {state.path: state for state in self._entries.states(visit, answer, before)}
         changes = [
             FileChange(path, before.get(path), after.get(path))
             for path in sorted(before.keys() | after.keys())
@@ -275,9 +273,10 @@ class Scanner:
             yield DirectoryDifference(directory, gone)
 
     def _root_difference(self, root: bytes) -> Iterator[DirectoryDifference]:
-        before, after = self._baseline.file(root), self._read_root(root)
-        if after is None and (self.summary.problems and self.summary.problems[-1].path == root):
+        before, found = self._baseline.file(root), self._entries.root(root)
+        if isinstance(found, Unreadable):
             return
+        after = found if isinstance(found, FileState) else None
         if before != after:
             change = FileChange(root, before, after)
             self.summary.change_count += 1
@@ -288,110 +287,8 @@ class Scanner:
         """Return the roots that no visited directory has as an entry."""
         return [root for root in sorted(set(self._plan.roots)) if root == b"/" or not self._is_visited(split_path(root)[0])]
 
-    def _read_root(self, root: bytes) -> FileState | None:
-        wish = wish_for(self._plan, root, is_directory=os.path.isdir(root))
-        match read_file_state(root, wish, algorithm=self._plan.algorithm, max_content_bytes=self._plan.max_content_bytes):
-            case FileState() as state:
-                return state
-            case Absent():
-                return None
-            case Unreadable(problem=problem):
-                self.summary.add_problem(root, problem)
-                return None
-
-    def _states(self, visit: Visit, answer: Answer, before: dict[bytes, FileState]) -> Iterator[FileState]:
-        """Yield the entries as they are now, with what need not be read again taken over from before."""
-        digest_at = 0
-        for index, name in enumerate(visit.names.split(b"\0") if visit.count else []):
-            state = unpack_state(join_path(visit.path, name), visit.states, index * PACKED_STATE.size)
-            wish = Wish(visit.wishes[index])
-            outcome = ContentOutcome(answer.outcomes[index])
-            digest = b""
-            if outcome is ContentOutcome.HASHED:
-                digest = answer.digests[digest_at : digest_at + DIGEST_BYTES]
-                digest_at += DIGEST_BYTES
-            old = before.get(state.path)
-            is_as_before = old is not None and _packed_equal(old, state) and old.asked == wish
-            if is_as_before and old is not None and outcome is ContentOutcome.NOT_ASKED:
-                yield old
-                continue
-            if outcome in (ContentOutcome.UNSTABLE, ContentOutcome.VANISHED):
-                if again := self._read_again(state.path, wish):
-                    yield again
-                continue
-            state = replace(state, content=outcome, content_hash=digest, problem=_problem(answer, index))
-            if state.problem:
-                self.summary.add_problem(state.path, state.problem)
-            if is_as_before and old is not None:
-                yield replace(old, content=outcome, content_hash=digest, problem=state.problem)
-            else:
-                yield with_details(state, wish)
-
-    def _read_again(self, path: bytes, wish: Wish) -> FileState | None:
-        match read_file_state(path, wish, algorithm=self._plan.algorithm, max_content_bytes=self._plan.max_content_bytes):
-            case FileState() as state:
-                if state.is_unstable:
-                    self.summary.unstable_count += 1
-                    self.summary.add_problem(path, state.problem)
-                return state
-            case Unreadable(problem=problem):
-                self.summary.add_problem(path, problem)
-        return None
-
-    # --- pages of a build
-
-    def _pages(self, visit: Visit, answer: Answer) -> list[Page]:
-        """Return the pages of a directory, straight from the packed bytes where nothing went wrong."""
-        if visit.count:
-            states = list(self._states(visit, answer, {}))
-            return list(pages_of(visit.path, states))
-        return []
-
     def _commit(self, pages: list[Page]) -> None:
         if pages:
             with self._baseline.transaction():
                 self._baseline.add_pages(pages)
             pages.clear()
-
-
-def _problem(answer: Answer, index: int) -> str:
-    number = _ERRNO.unpack_from(answer.problems, index * _ERRNO.size)[0] if answer.problems else 0
-    return f"content: {os.strerror(number)}" if number else ""
-
-
-def _packed_equal(old: FileState, new: FileState) -> bool:
-    return replace(new, content=old.content, content_hash=old.content_hash, problem=old.problem, link_target=old.link_target,
-                   xattrs=old.xattrs, flags=old.flags, accessed_ns=old.accessed_ns) == old  # fmt: skip
-
-
-def _is_listing(pages: list[Page], visit: Visit) -> bool:
-    """Return whether the pages hold exactly these names, lstat results and wishes."""
-    if len(pages) == 1:
-        page = pages[0]
-        return page.states == visit.states and page.names == visit.names and page.wishes == visit.wishes
-    return (
-        b"".join(page.states for page in pages) == visit.states
-        and b"\0".join(page.names for page in pages) == visit.names
-        and b"".join(page.wishes for page in pages) == visit.wishes
-    )
-
-
-def _has_same_content(pages: list[Page], answer: Answer) -> bool:
-    """Return whether what was hashed again equals what the pages hold."""
-    outcomes = b"".join(page.outcomes for page in pages)
-    digests = b"".join(page.digests for page in pages)
-    if outcomes == answer.outcomes:
-        return digests == answer.digests
-    hashed = ContentOutcome.HASHED.value
-    digest_at = 0
-    for index, outcome in enumerate(answer.outcomes):
-        if outcome == ContentOutcome.NOT_ASKED.value:
-            continue
-        if outcome != outcomes[index]:
-            return False
-        if outcome == hashed:
-            rank = outcomes.count(hashed, 0, index) * DIGEST_BYTES
-            if digests[rank : rank + DIGEST_BYTES] != answer.digests[digest_at : digest_at + DIGEST_BYTES]:
-                return False
-            digest_at += DIGEST_BYTES
-    return True
