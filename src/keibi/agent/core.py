@@ -86,7 +86,7 @@ class Core:
         self._board = StatusBoard(workers)
         self._intake = Intake(self._spool, self._spool_lane, log, self._spool_trouble, serves)
         self._contact = Contact(log, lambda: self._note(Failure.MANAGER_AWAY))
-        self._router = Router(self._intake, self._board, log)
+        self._router = Router(self._intake, self._board, log, lambda: self._note(Failure.WORKER_NOT_READING))
         self._supervisor = Supervisor(workers, self._router, self._safe_mode, self._files, log)
         self._application = PolicyApplication(
             modules,

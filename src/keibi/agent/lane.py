@@ -49,8 +49,10 @@ class Lane:
         self._calls.put(work)
         return await outcome
 
-    def close(self) -> None:
-        """Let the thread end after the calls that already wait."""
+    def close(self, last: Callable[[], None] | None = None) -> None:
+        """Let the thread end after the calls that already wait, and after `last`, which must not raise."""
+        if last is not None:
+            self._calls.put(last)
         self._calls.put(None)
 
     def _work(self) -> None:

@@ -86,10 +86,9 @@ class ManagerLink:
                     talk.cancel()
         finally:
             self._heartbeat = None
-            for session in sessions:
+            for session, lane in zip(sessions, lanes, strict=True):
                 session.abort()
-            for lane in lanes:
-                lane.close()
+                lane.close(session.close)
 
     async def _identity(self) -> Identity | None:
         try:

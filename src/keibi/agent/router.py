@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, assert_never
 
 from keibi.agent.agent_events import agent_event
@@ -37,10 +37,11 @@ class Audience(Protocol):
 class Router:
     """The listener of all workers."""
 
-    def __init__(self, intake: Intake, board: StatusBoard, log: Log) -> None:
+    def __init__(self, intake: Intake, board: StatusBoard, log: Log, on_not_reading: Callable[[], None]) -> None:
         self._intake = intake
         self._board = board
         self._log = log
+        self._on_not_reading = on_not_reading
         self._links: dict[str, WorkerLink] = {}
         self._watches: dict[str, Watch] = {}
         self._roots = WatchRoots(roots=[])
@@ -73,7 +74,9 @@ class Router:
             case RawObserved():
                 self._sensor_seen_at = time.time()
                 for watcher in self._watchers():
-                    watcher.pass_on(message)
+                    if watcher.pass_on(message):
+                        self._log.warning("worker does not read its observations", worker=watcher.spec.name)
+                        self._on_not_reading()
             case Emit():
                 await self._intake.put(message.events, link, message.sequence)
             case Overflowed():
@@ -121,7 +124,7 @@ class Router:
         """Tell the sensors the union of what is watched, if it is another than before."""
         watches = self._watches.values()
         roots = WatchRoots(
-            roots=_outermost({root for watch in watches for root in watch.roots}),
+            roots=outermost({root for watch in watches for root in watch.roots}),
             wants_processes=any(watch.wants_processes for watch in watches),
             wants_ports=any(watch.wants_ports for watch in watches),
         )
@@ -149,10 +152,10 @@ class Router:
         task.add_done_callback(self._later.discard)
 
 
-def _outermost(roots: set[bytes]) -> list[bytes]:
+def outermost(roots: set[bytes]) -> list[bytes]:
     """Return the roots that are not beneath another one."""
     kept: list[bytes] = []
-    for root in sorted(roots):
+    for root in sorted(roots, key=lambda root: root.split(b"/")):
         above = kept[-1].rstrip(b"/") + b"/" if kept else b""
         if not (kept and root.startswith(above)):
             kept.append(root)

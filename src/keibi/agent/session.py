@@ -70,6 +70,10 @@ class ManagerSession:
         """End a request that waits in another thread, for good."""
         self._connection.abort()
 
+    def close(self) -> None:
+        """Close the connection; called by the thread that uses it."""
+        self._connection.close()
+
     def _signed(self, method: str, path: str, body: bytes, type_: type[T], timeout_seconds: float) -> T:
         token = self._tokens.get(self._connection)
         reply = self._connection.request(method, path, body=body, access_token=token, timeout_seconds=timeout_seconds)

@@ -253,13 +253,9 @@ class Supervisor:
         run.state = "running"
         self._log.info("worker runs", worker=run.spec.name, pid=link.pid)
         self._listener.worker_started(link, hello)
-        missed = 0
         async for message in messages:
             try:
                 await self._listener.worker_said(link, message)
             except KeibiError as error:
                 # One frame that cannot be served is not the worker's end.
                 self._log.error("frame of a worker not served", error, worker=run.spec.name)
-            if link.missed_count > missed:
-                missed = link.missed_count
-                self.note(Failure.WORKER_NOT_READING)

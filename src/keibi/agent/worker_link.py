@@ -120,21 +120,22 @@ class WorkerLink:
         self._frames.append(frame(message))
         self._wake.set()
 
-    def pass_on(self, observed: RawObserved) -> None:
-        """Queue observations; when too many wait, they are replaced by one `Overflowed`."""
+    def pass_on(self, observed: RawObserved) -> bool:
+        """Queue observations; when too many wait, they are replaced by one `Overflowed`. Returns whether that begins now."""
         if self._missed_since is not None:
             self.missed_count += 1
-            return
+            return False
         if self._observed_bytes + len(observed.payload) > MAX_OBSERVED_BYTES:
             # Looking again covers what still waits here too, so that is given up as well.
             self._missed_since = self._caught_up_at
             self.missed_count += len(self._observed) + 1
             self._observed.clear()
             self._observed_bytes = 0
-            return
+            return True
         self._observed.append(observed.payload)
         self._observed_bytes += len(observed.payload)
         self._wake.set()
+        return False
 
     async def messages(self) -> AsyncIterator[FromWorker | RawObserved]:
         """Give the frames of the worker until it ends.

@@ -1,0 +1,27 @@
+"""The real agent core with the workers that a test names: agent_core_program.py CONFIG WORKERS_JSON."""
+
+import asyncio
+import json
+import sys
+
+from keibi.agent.config import load_config
+from keibi.agent.main import run
+from keibi.agent.worker_link import RestartLimits, WorkerSpec
+from keibi.contract.names import ModuleId
+
+
+def specs(text: str) -> list[WorkerSpec]:
+    return [
+        WorkerSpec(
+            name=item["name"],
+            argv=(sys.executable, *item["argv"]),
+            serves=ModuleId.INTEGRITY_MONITORING,
+            module=ModuleId.INTEGRITY_MONITORING if not item.get("is_sensor") else None,
+            is_sensor=item.get("is_sensor", False),
+            limits=RestartLimits(least_wait_seconds=0.05, hello_seconds=item.get("hello_seconds", 20.0)),
+        )
+        for item in json.loads(text)
+    ]
+
+
+asyncio.run(run(load_config(sys.argv[1], must_exist=True), workers=specs(sys.argv[2])))
