@@ -1,11 +1,10 @@
 """The real agent core with the workers that a test names: agent_core_program.py CONFIG WORKERS_JSON."""
 
-import asyncio
 import json
 import sys
 
 from keibi.agent.config import load_config
-from keibi.agent.main import run
+from keibi.agent.main import exit_code_of, run
 from keibi.agent.worker_link import RestartLimits, WorkerSpec
 from keibi.contract.names import ModuleId
 
@@ -24,4 +23,4 @@ def specs(text: str) -> list[WorkerSpec]:
     ]
 
 
-asyncio.run(run(load_config(sys.argv[1], must_exist=True), workers=specs(sys.argv[2])))
+sys.exit(exit_code_of(lambda: run(load_config(sys.argv[1], must_exist=True), workers=specs(sys.argv[2]))))

@@ -1,5 +1,6 @@
 """One agent for one state directory."""
 
+import contextlib
 import fcntl
 import os
 
@@ -23,7 +24,10 @@ class InstanceLock:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise TryLaterError(
-                "state_not_writable", f"the lock cannot be made: {error.strerror}", where=self._path, hint="run as root"
+                "state_not_writable",
+                f"the lock cannot be made: {error.strerror}",
+                where=self._path,
+                hint="run as root, on a disk that can be written",
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -36,8 +40,9 @@ class InstanceLock:
                 where=self._path,
                 hint="stop that one first, or set another state_directory",
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without the number too
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
         self._descriptor = descriptor
 
     def release(self) -> None:

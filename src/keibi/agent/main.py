@@ -2,11 +2,12 @@
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 
 from keibi.agent.config import DEFAULT_PATH, AgentConfig, load_config
 from keibi.agent.core import Core, MakeCoreTask
@@ -21,6 +22,8 @@ from keibi.protection.catalog import MODULES
 
 AGENTS_OWN_EVENTS = ModuleId.INTEGRITY_MONITORING
 """Under which module events about the whole agent stand, such as a spool that was full."""
+
+START_AGAIN_SECONDS = 5.0
 
 
 def workers_of(config: AgentConfig) -> tuple[WorkerSpec, ...]:
@@ -74,15 +77,27 @@ async def run(
             "agent starts", version=agent_version(), pid=os.getpid(), state=config.state_directory, socket=config.socket_path
         )
         built = {spec.module for spec in specs}
-        core = Core(
-            config,
-            specs,
-            log,
-            settings_versions={str(module.module): module.settings_version for module in MODULES if module.module in built},
-            serves=AGENTS_OWN_EVENTS,
-            core_tasks=core_tasks if core_tasks is not None else core_tasks_of(config),
-        )
-        await core.run(stop)
+        while not stop.is_set():
+            try:
+                core = Core(
+                    config,
+                    specs,
+                    log,
+                    settings_versions={
+                        str(module.module): module.settings_version for module in MODULES if module.module in built
+                    },
+                    serves=AGENTS_OWN_EVENTS,
+                    core_tasks=core_tasks if core_tasks is not None else core_tasks_of(config),
+                )
+            except TryLaterError as error:
+                # A full disk at start: protection begins as soon as there is room, without anybody doing it by hand.
+                log.warning("agent waits to start", code=error.code, error=str(error), again_in_seconds=START_AGAIN_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(START_AGAIN_SECONDS):
+                        await stop.wait()
+            else:
+                await core.run(stop)
+                return
     finally:
         lock.release()
 
@@ -94,7 +109,10 @@ def _make_state_directory(directory: str) -> None:
             os.chmod(directory, 0o700)
     except OSError as error:
         raise TryLaterError(
-            "state_not_writable", f"the state directory cannot be used: {error.strerror}", where=directory, hint="run as root"
+            "state_not_writable",
+            f"the state directory cannot be used: {error.strerror}",
+            where=directory,
+            hint="run as root, on a disk that can be written",
         ) from error
 
 
@@ -103,18 +121,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="keibi-agent", description="The Keibi agent core.")
     parser.add_argument("--config", default="", help=f"configuration file (default {DEFAULT_PATH}, if it is there)")
     options = parser.parse_args(arguments)
+    return exit_code_of(lambda: run(load_config(options.config or DEFAULT_PATH, must_exist=bool(options.config))))
+
+
+def exit_code_of(make_run: Callable[[], Coroutine[None, None, None]]) -> int:
+    """Run the agent to its end and return the exit code; what keeps it from running is told in one line."""
     try:
-        config = load_config(options.config or DEFAULT_PATH, must_exist=bool(options.config))
-        asyncio.run(run(config))
+        asyncio.run(make_run())
     except KeibiError as error:
         Log().error("agent cannot run", error)
         return 2
     except ExceptionGroup as group:
-        Log().error("agent ends by a fault", group.exceptions[0])
         expected, unexpected = group.split(KeibiError)
         if unexpected is not None:
             raise
-        return 2 if expected is not None else 1
+        Log().error("agent cannot run", expected.exceptions[0] if expected is not None else group)
+        return 2
     return 0
 
 

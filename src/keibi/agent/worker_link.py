@@ -176,9 +176,11 @@ class WorkerLink:
         return code
 
     async def kill(self) -> int:
-        """End the worker and whatever it started, at once, and return its exit code."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """End the worker and its process group at once, if it still runs, and return its exit code."""
+        # Once it has been waited for, its number may already be somebody else's.
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         code = await self._process.wait()
         await self._close()
         return code
