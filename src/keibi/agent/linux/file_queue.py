@@ -25,6 +25,7 @@ from keibi.agent.linux.files import (
     pack_stat,
 )
 
+_PATH_MAX = 4096
 _GONE = (FileNotFoundError, NotADirectoryError)
 
 
@@ -128,6 +129,8 @@ def open_directory(root_descriptor: int, path: bytes, is_loose: bool) -> int:
     lead the walk elsewhere.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC
+    if len(path) >= _PATH_MAX:  # the kernel's answer, had it been given the path whole
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
     if is_loose:
         return os.open(path or b".", flags, dir_fd=root_descriptor)
     descriptor = os.open(b".", flags, dir_fd=root_descriptor)

@@ -98,8 +98,8 @@ class Baseline:
         self.path = path
 
     @classmethod
-    def open(cls, path: str) -> "Baseline":
-        """Open the database, or make it.
+    def open(cls, path: str, *, is_checked: bool = True) -> "Baseline":
+        """Open the database, or make it. `is_checked=False` skips the look for damage, for further connections.
 
         Raises:
             RefusedError: `baseline_corrupt`: it was damaged and is moved aside (the message says where to); `open`
@@ -113,7 +113,7 @@ class Baseline:
             raise TryLaterError("baseline_unavailable", f"the baseline cannot be opened: {error}", where=path) from error
         except sqlite3.DatabaseError as error:
             raise _set_aside(path, str(error)) from error
-        if damage := _damage_of(connection):
+        if is_checked and (damage := _damage_of(connection)):
             connection.close()
             raise _set_aside(path, damage)
         found = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -140,7 +140,8 @@ class Baseline:
         try:
             yield self.connection
         except BaseException:
-            self.connection.execute("ROLLBACK")
+            if self.connection.in_transaction:  # a full disk makes SQLite roll back by itself
+                self.connection.execute("ROLLBACK")
             raise
         self.connection.execute("COMMIT")
 
