@@ -27,6 +27,8 @@ from keibi.manager.events.eventd import EXIT_CANNOT_OPEN, listen
 START_SECONDS = 60.0
 """How long a child may take to open the store; after a crash chDB reads its parts anew."""
 STOP_SECONDS = 20.0
+WAIT_SECONDS = 20.0
+"""How long to wait for the event store of a manager that was killed to end by itself."""
 LONGEST_PAUSE_SECONDS = 30.0
 STABLE_SECONDS = 60.0
 """A child that ran this long is held to be well: the next death starts again with the shortest pause."""
@@ -48,8 +50,11 @@ class DaemonStatus:
 class EventDaemon:
     """The event store's process, started and supervised. `url` and `key` stay the same across restarts."""
 
-    def __init__(self, directory: Path, *, port: int = 0, memory_bytes: int = 2 * 1024**3) -> None:
+    def __init__(
+        self, directory: Path, *, port: int = 0, memory_bytes: int = 2 * 1024**3, wait_seconds: float = WAIT_SECONDS
+    ) -> None:
         self._directory = directory
+        self._wait_seconds = wait_seconds
         self._memory_bytes = memory_bytes
         self._listener = listen(port)
         self.key = secrets.token_urlsafe(32)
@@ -103,6 +108,7 @@ class EventDaemon:
         while True:
             started = time.monotonic()
             status = process.wait()
+            _close_streams(process)
             if self._is_stopping.is_set():
                 return
             pause_seconds = 0.25 if time.monotonic() - started > STABLE_SECONDS else pause_seconds
@@ -126,6 +132,7 @@ class EventDaemon:
         descriptor = self._listener.fileno()
         command = [sys.executable, "-m", "keibi.manager.events.eventd", "--directory", str(self._directory)]
         command += ["--listen-descriptor", str(descriptor), "--memory-bytes", str(self._memory_bytes)]
+        command += ["--wait-seconds", str(self._wait_seconds)]
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -188,10 +195,7 @@ class EventDaemon:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        _close_streams(process)
 
 
 def resident_bytes(pid: int) -> int:
@@ -201,6 +205,14 @@ def resident_bytes(pid: int) -> int:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
+
+
+def _close_streams(process: subprocess.Popen[bytes]) -> None:
+    # Standard error is the log thread's, which closes it at its end.
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
 
 
 def _told(status: int) -> str:

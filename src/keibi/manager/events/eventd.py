@@ -23,6 +23,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from email.message import Message
@@ -273,8 +274,10 @@ def read_form(content_type: str, body: bytes) -> dict[str, str]:
     return fields
 
 
-def lock_directory(directory: Path) -> int:
+def lock_directory(directory: Path, wait_seconds: float) -> int:
     """Create and lock the store's directory; return the descriptor that holds the lock until the process ends.
+
+    Waits up to `wait_seconds` for another holder to end: after a kill of the manager, its event store is about to.
 
     Raises:
         InputError: the directory cannot be made or written.
@@ -289,16 +292,22 @@ def lock_directory(directory: Path) -> int:
             f"the event store's directory {directory} cannot be written: {error.strerror}",
             hint="choose another directory or mend its owner, mode or disk",
         ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
-        os.close(lock)
-        raise TryLaterError(
-            "event_store_in_use",
-            f"the event store in {directory} is already open in process {owner}",
-            hint="only one manager may use a directory; stop the other one or choose another directory",
-        ) from error
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+            owner = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(lock)
+            raise TryLaterError(
+                "event_store_in_use",
+                f"the event store in {directory} is already open in process {owner}",
+                hint="only one manager may use a directory; stop the other one or choose another directory",
+            ) from error
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     return lock
@@ -338,6 +347,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="keibi-eventd", description="Hold Keibi's event store; answer ClickHouse HTTP queries.")
     parser.add_argument("--directory", type=Path, required=True, help="where the events are")
     parser.add_argument("--memory-bytes", type=int, default=2 * 1024**3, help="what all queries together may use")
+    parser.add_argument("--wait-seconds", type=float, default=0.0, help="how long to wait for another process to leave the store")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--port", type=int, help="loopback port to listen on")
     where.add_argument("--listen-descriptor", type=int, help="socket that already listens, inherited from the manager")
@@ -360,7 +370,7 @@ def main() -> int:
         else:
             key = sys.stdin.readline().strip()
             threading.Thread(target=_end_with_starter, args=(stop,), daemon=True).start()
-        lock = lock_directory(arguments.directory)
+        lock = lock_directory(arguments.directory, arguments.wait_seconds)
         listener = socket.socket(fileno=arguments.listen_descriptor) if arguments.port is None else listen(arguments.port)
         engine = Engine(arguments.directory / "chdb", arguments.memory_bytes)
     except (KeibiError, OSError, RuntimeError) as error:

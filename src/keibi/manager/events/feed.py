@@ -10,18 +10,18 @@ class EventFeed:
     """
 
     def __init__(self) -> None:
-        self._newest_at = 0.0
+        self.newest_at = 0.0
         self._changed = asyncio.Event()
 
     def publish(self, received_at: float) -> None:
         """Wake everyone who waits: events that arrived at `received_at` can be read now."""
-        self._newest_at = max(self._newest_at, received_at)
+        self.newest_at = max(self.newest_at, received_at)
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def wait(self, after: float, limit_seconds: float) -> bool:
         """Return whether something newer than `after` is stored, waiting for it up to the limit."""
-        if self._newest_at > after:
+        if self.newest_at > after:
             return True
         try:
             await asyncio.wait_for(self._changed.wait(), limit_seconds)

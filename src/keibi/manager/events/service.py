@@ -280,6 +280,11 @@ GROUP BY value HAVING value != '' ORDER BY count DESC, value LIMIT {limit}"""
         return visible(Reach(frozenset({tenant_id})))
 
 
+def arrival_cursor(row: EventRow) -> str:
+    """Return the cursor of the live view that stands right after this event."""
+    return encode_cursor([microseconds(row.received_at), row.event_id])
+
+
 def _position(cursor: str) -> tuple[int, str]:
     at_us, event_id = decode_cursor(cursor, 2)
     if not isinstance(at_us, int) or not isinstance(event_id, str) or not _EVENT_ID.fullmatch(event_id) or not 0 <= at_us < 2**62:
