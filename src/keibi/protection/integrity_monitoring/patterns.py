@@ -98,7 +98,7 @@ def _parts(pattern: str) -> list[str]:
     for index, part in enumerate(parts):
         if "**" in part and part != EVERYTHING:
             raise InputError("pattern_invalid", f"in the pattern {pattern!r} `**` must be a whole part", hint=SYNTAX.en)
-        if part in (".", "..") or (not part and index not in (0,)):
+        if part in (".", "..") or (not part and index != 0):
             what = "an empty part" if not part else f"the part {part!r}"
             raise InputError("pattern_invalid", f"the pattern {pattern!r} has {what} in it, which no path has")
     # Two neighbours are one, and would only make the automaton larger.
