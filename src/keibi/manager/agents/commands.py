@@ -1,0 +1,253 @@
+"""Sending commands to agents and keeping what came of them."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import and_, case, false, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from keibi.contract.commands import Command, CommandKind, CommandResult, CommandState
+from keibi.contract.names import ModuleId, new_id
+from keibi.errors import InputError, TryLaterError
+from keibi.manager.access.model import Principal
+from keibi.manager.agents.model import FINISHED, WAITING, SentCommand
+from keibi.manager.agents.signals import SignalKind, Signals
+from keibi.manager.agents.tables import CommandRecord
+from keibi.manager.audit.service import AuditService
+from keibi.manager.computers.reach import find_computer
+from keibi.manager.database import Database, Scope
+from keibi.manager.paging import DEFAULT_LIMIT, Page, SortKey, page_of
+
+DEFAULT_SECONDS = 3600.0
+MAX_SECONDS = 30 * 86400.0
+MAX_WAITING = 100
+MAX_ARGUMENT_BYTES = 256 * 1024
+MAX_RESULT_BYTES = 4 * 1024 * 1024
+MAX_MESSAGE_CHARACTERS = 4000
+
+PERMISSIONS: Mapping[CommandKind, str] = {
+    CommandKind.SCAN: "commands.run",
+    CommandKind.REBUILD_BASELINE: "commands.run",
+    CommandKind.LIST_BASELINE: "commands.run",
+    CommandKind.COMPARE_BASELINE: "commands.run",
+    CommandKind.DIAGNOSE: "commands.run",
+    CommandKind.PREVIEW_RESTORE: "restore.run",
+    CommandKind.RESTORE: "restore.run",
+    CommandKind.DECIDE_DRIFT: "drift.decide",
+}
+"""What somebody needs to send each kind of command."""
+
+
+class CommandService:
+    """Commands to computers that the principal may reach. An agent gets its commands with a heartbeat, and runs each once."""
+
+    def __init__(self, database: Database, audit: AuditService, signals: Signals, clock: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._audit = audit
+        self._signals = signals
+        self._clock = clock
+
+    def send(
+        self,
+        principal: Principal,
+        computer_id: str,
+        kind: CommandKind,
+        module: ModuleId | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        expires_in_seconds: float = DEFAULT_SECONDS,
+    ) -> SentCommand:
+        """Give a computer something to do, and wake its agent.
+
+        Raises:
+            AccessError: the principal may not run that kind of command there.
+            InputError: no such computer, it is disabled, or a bad expiry. TryLaterError: too many commands wait for it.
+        """
+        now = self._clock()
+        if not 1 <= expires_in_seconds <= MAX_SECONDS:
+            raise InputError("expiry_invalid", f"a command lasts from 1 to {MAX_SECONDS:.0f} seconds, not {expires_in_seconds}")
+        encoded = msgspec.json.encode(dict(arguments or {})).decode()
+        if len(encoded) > MAX_ARGUMENT_BYTES:
+            raise InputError("arguments_too_large", f"the arguments have {len(encoded)} bytes, more than {MAX_ARGUMENT_BYTES}")
+        with self._database.session(principal.scope()) as session:
+            computer = find_computer(session, principal, computer_id, PERMISSIONS[kind])
+            if not computer.is_enabled:
+                raise InputError("computer_disabled", f"{computer.display_name} is disabled", hint="enable it first")
+            waiting = session.scalar(
+                select(func.count())
+                .select_from(CommandRecord)
+                .where(CommandRecord.computer_id == computer_id, CommandRecord.state.in_(WAITING), CommandRecord.expires_at > now)
+            )
+            if (waiting or 0) >= MAX_WAITING:
+                raise TryLaterError(
+                    "commands_full", f"{waiting} commands wait for {computer.display_name}", hint="is its agent running?"
+                )
+            record = CommandRecord(
+                id=new_id(),
+                tenant_id=computer.tenant_id,
+                computer_id=computer_id,
+                computer_name=computer.display_name,
+                group_id=computer.group_id,
+                kind=kind.value,
+                module=module.value if module else "",
+                arguments=encoded,
+                state=CommandState.PENDING.value,
+                created_at=now,
+                created_by=principal.actor,
+                expires_at=now + expires_in_seconds,
+                updated_at=now,
+                message="",
+                result="{}",
+            )
+            session.add(record)
+            session.flush()
+            self._audit.record(
+                session,
+                principal,
+                f"command.{kind.value}",
+                "computer",
+                computer_id,
+                f"Sent {kind.value} to {computer.display_name}.",
+                {"command_id": record.id, "arguments": msgspec.json.decode(encoded)},
+                tenant_id=computer.tenant_id,
+            )
+            sent = _sent(record, now)
+        self._signals.publish(SignalKind.DUE, [computer_id])
+        return sent
+
+    def list(
+        self, principal: Principal, *, computer_id: str | None = None, cursor: str | None = None, limit: int = DEFAULT_LIMIT
+    ) -> Page[SentCommand]:
+        """Return commands, the newest first.
+
+        Raises:
+            AccessError: the principal may see no computers. InputError: no such computer; a bad cursor or limit.
+        """
+        principal.require("computers.view")
+        now = self._clock()
+        with self._database.session(principal.scope(), writes=False) as session:
+            statement = select(CommandRecord).where(_visible(principal))
+            if computer_id is not None:
+                find_computer(session, principal, computer_id)
+                statement = statement.where(CommandRecord.computer_id == computer_id)
+            order = [SortKey(CommandRecord.created_at, is_descending=True), SortKey(CommandRecord.id, is_descending=True)]
+            return page_of(session, statement, order, cursor, limit).map(lambda record: _sent(record, now))
+
+    def get(self, principal: Principal, command_id: str) -> SentCommand:
+        """Return one command with its result so far.
+
+        Raises:
+            InputError: there is none that the principal may see.
+        """
+        with self._database.session(principal.scope(), writes=False) as session:
+            record = session.scalar(select(CommandRecord).where(CommandRecord.id == command_id, _visible(principal)))
+            if record is None:
+                raise InputError("command_not_found", f"there is no command {command_id!r}")
+            return _sent(record, self._clock())
+
+    def deliver(self, session: Session, computer_id: str) -> Sequence[Command]:
+        """Return what waits for a computer, for the answer to its heartbeat.
+
+        Also what was sent before and has no result yet: an answer may have been lost, and the agent runs each id once.
+        """
+        now = self._clock()
+        records = session.scalars(
+            select(CommandRecord)
+            .where(
+                CommandRecord.computer_id == computer_id,
+                CommandRecord.state.in_((CommandState.PENDING.value, CommandState.SENT.value)),
+                CommandRecord.expires_at > now,
+            )
+            .order_by(CommandRecord.created_at)
+            .limit(MAX_WAITING)
+        ).all()
+        for record in records:
+            if record.state == CommandState.PENDING.value:
+                record.state, record.sent_at, record.updated_at = CommandState.SENT.value, now, now
+        return [
+            Command(
+                command_id=record.id,
+                kind=CommandKind(record.kind),
+                module=ModuleId(record.module) if record.module else None,
+                arguments=msgspec.json.decode(record.arguments, type=dict[str, Any]),
+                expires_at=record.expires_at,
+            )
+            for record in records
+        ]
+
+    def take_results(self, session: Session, computer_id: str, results: Sequence[CommandResult]) -> None:
+        """Keep what an agent says of its commands. Results of other computers' commands, and after the last one, are ignored."""
+        now = self._clock()
+        for result in results:
+            record = session.get(CommandRecord, result.command_id)
+            if record is None or record.computer_id != computer_id or CommandState(record.state) in FINISHED:
+                continue
+            if result.state in (CommandState.PENDING, CommandState.SENT):
+                continue
+            record.state = result.state.value
+            record.message = result.message[:MAX_MESSAGE_CHARACTERS]
+            record.progress = result.progress
+            record.updated_at = now
+            encoded = msgspec.json.encode(result.result).decode()
+            if len(encoded) > MAX_RESULT_BYTES:
+                encoded = msgspec.json.encode({"is_too_large": True, "bytes": len(encoded)}).decode()
+            record.result = encoded
+            if result.state in FINISHED:
+                record.finished_at = now
+        session.flush()
+
+    def expire(self) -> None:
+        """Mark commands whose time is over; for a background task."""
+        now = self._clock()
+        with self._database.session(Scope.system("commands")) as session:
+            session.execute(
+                update(CommandRecord)
+                .where(CommandRecord.state.in_(WAITING), CommandRecord.expires_at <= now)
+                .values(
+                    state=CommandState.EXPIRED.value,
+                    finished_at=now,
+                    updated_at=now,
+                    message=case(
+                        (CommandRecord.state == CommandState.PENDING.value, "The agent did not fetch it in time."),
+                        else_="The agent did not finish it in time.",
+                    ),
+                )
+                .execution_options(synchronize_session=False)
+            )
+
+
+def _visible(principal: Principal) -> Any:
+    """Commands of computers that may be seen; by the group that the computer was in when it was sent."""
+    conditions = []
+    for tenant_id in sorted(principal.tenants_where("computers.view")):
+        groups = principal.groups_where("computers.view", tenant_id)
+        own = CommandRecord.tenant_id == tenant_id
+        conditions.append(own if groups is None else and_(own, CommandRecord.group_id.in_(sorted(groups))))
+    return or_(false(), *conditions)
+
+
+def _sent(record: CommandRecord, now: float) -> SentCommand:
+    state = CommandState(record.state)
+    if state not in FINISHED and record.expires_at <= now:
+        state = CommandState.EXPIRED
+    return SentCommand(
+        command_id=record.id,
+        tenant_id=record.tenant_id,
+        computer_id=record.computer_id,
+        computer_name=record.computer_name,
+        kind=CommandKind(record.kind),
+        module=ModuleId(record.module) if record.module else None,
+        arguments=msgspec.json.decode(record.arguments, type=dict[str, Any]),
+        state=state,
+        created_at=record.created_at,
+        created_by=record.created_by,
+        expires_at=record.expires_at,
+        sent_at=record.sent_at,
+        updated_at=record.updated_at,
+        finished_at=record.finished_at,
+        message=record.message,
+        progress=record.progress,
+        result=msgspec.json.decode(record.result, type=dict[str, Any]),
+    )
