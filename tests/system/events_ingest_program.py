@@ -55,4 +55,5 @@ async def main(directory: str) -> None:
     await asyncio.gather(*(agent(ingest, number) for number in range(20)))
 
 
-asyncio.run(main(sys.argv[1]))
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))

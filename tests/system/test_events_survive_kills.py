@@ -1,5 +1,6 @@
 """kill -9 of the event store and of the manager in mid-load: no acknowledged event is lost, and none is there twice."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -9,10 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
+from events_ingest_program import make_event
 
+from keibi.contract.events import EventBatch
+from keibi.contract.names import new_id
 from keibi.errors import TryLaterError
 from keibi.manager.events.client import ClickHouse
 from keibi.manager.events.daemon import EventDaemon
+from keibi.manager.events.feed import EventFeed
+from keibi.manager.events.ingest import EventIngest
 from keibi.manager.events.store import EventStore
 
 PROGRAM = Path(__file__).with_name("events_ingest_program.py")
@@ -91,6 +97,35 @@ def test_killing_the_event_store_in_mid_load_loses_nothing(tmp_path):
     finally:
         intake.kill()
     check(tmp_path / "store", intake.acknowledged)
+
+
+def test_the_hourly_counts_are_right_again_as_soon_as_the_event_store_is_back(tmp_path):
+    daemon = EventDaemon(tmp_path / "store")
+    daemon.start()
+    client = ClickHouse(daemon.url, key=daemon.key)
+    store = EventStore(client)
+    store.prepare()
+
+    async def run():
+        ingest = EventIngest(store, EventFeed())
+        await ingest.start()
+        stored = 0
+        for kills in range(4):
+            batches = [EventBatch(batch_id=new_id(), events=[make_event() for _ in range(200)]) for _ in range(40)]
+            sending = asyncio.gather(*(ingest.submit("a" * 32, "c" * 32, batch) for batch in batches))
+            await asyncio.sleep(0.02 * kills)  # at another point of the flush each time
+            os.kill(daemon.status().pid, signal.SIGKILL)
+            stored += sum(receipt.stored for receipt in await sending)
+        await ingest.stop()
+        return stored
+
+    try:
+        stored = asyncio.run(run())
+        assert int(client.raw("SELECT count() FROM keibi.events")) == stored == 4 * 40 * 200
+        assert int(client.raw("SELECT sum(count) FROM keibi.events_hourly")) == stored
+    finally:
+        client.close()
+        daemon.stop()
 
 
 def test_killing_the_manager_in_mid_flush_loses_nothing_and_its_event_store_ends_too(tmp_path):

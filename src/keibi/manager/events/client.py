@@ -8,6 +8,7 @@ import http.client
 import queue
 import secrets
 import ssl
+import time
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -22,6 +23,9 @@ Value = str | int | float | Sequence[str] | Sequence[int]
 
 MAX_URL_BYTES = 6000
 """Longer parameters travel in a form, because servers and proxies cut long URLs."""
+
+IDLE_SECONDS = 60.0
+"""Connections unused for longer are not trusted to be open; servers and proxies close theirs after minutes."""
 
 _TIMED_OUT = 159
 _MEMORY_LIMITS = frozenset({241, 173})
@@ -50,9 +54,9 @@ class ClickHouse:
         self._parts = parts
         self._headers = {"X-ClickHouse-User": user, "X-ClickHouse-Key": key}
         self._timeout_seconds = timeout_seconds
-        self._pool: queue.LifoQueue[http.client.HTTPConnection | None] = queue.LifoQueue()
+        self._pool: queue.LifoQueue[tuple[http.client.HTTPConnection | None, float]] = queue.LifoQueue()
         for _ in range(pool_size):
-            self._pool.put(None)
+            self._pool.put((None, 0.0))
 
     def select(
         self,
@@ -93,8 +97,12 @@ class ClickHouse:
         return self._post(options, f"{form}--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}")
 
     def insert(self, sql: str, body: bytes, *, settings: Mapping[str, str | int] | None = None) -> None:
-        """Insert `body`; `sql` ends in the FORMAT that it has. When this returns, the rows are on disk."""
-        self._post({"query": sql, **_texts(settings)}, body, "application/octet-stream")
+        """Insert `body`; `sql` ends in the FORMAT that it has. When this returns, the rows are on disk.
+
+        Raises:
+            TryLaterError: the store is away, busy or full; the rows may be stored or not.
+        """
+        self._post({"query": sql, **_texts(settings)}, body, "application/octet-stream", may_repeat=False)
 
     def is_alive(self) -> bool:
         """Return whether the address answers."""
@@ -107,27 +115,29 @@ class ClickHouse:
         """Close the idle connections."""
         with contextlib.suppress(queue.Empty):
             while True:
-                connection = self._pool.get_nowait()
+                connection, _ = self._pool.get_nowait()
                 if connection is not None:
                     connection.close()
 
-    def _post(self, options: Mapping[str, str], body: bytes, content_type: str) -> bytes:
+    def _post(self, options: Mapping[str, str], body: bytes, content_type: str, *, may_repeat: bool = True) -> bytes:
         path = (self._parts.path or "/") + "?" + urllib.parse.urlencode(options)
-        status, code, answer = self._request("POST", path, body, {**self._headers, "Content-Type": content_type})
+        headers = {**self._headers, "Content-Type": content_type}
+        status, code, answer = self._request("POST", path, body, headers, may_repeat=may_repeat)
         if status == 200 and not code:
             return answer
         raise _failure(status, code, answer.decode("utf-8", "replace").strip()[:2000])
 
-    def _request(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, int, bytes]:
-        with self._connection() as connection:
-            is_reused = connection.sock is not None
+    def _request(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str], *, may_repeat: bool = True
+    ) -> tuple[int, int, bytes]:
+        with self._connection() as (connection, is_reused):
             try:
                 return _exchange(connection, method, path, body, headers)
             except (http.client.HTTPException, OSError) as error:
                 connection.close()
-                # A kept connection may have been closed by the other side while it was idle; that says nothing about the
-                # store. Repeating is safe for queries and, thanks to the insert token and the check by id, for inserts.
-                if is_reused and not isinstance(error, TimeoutError):
+                # The store's process may have been started again since this connection was used; that is no trouble for a
+                # query. Whether an insert went in before is for its caller to find out.
+                if is_reused and may_repeat and not isinstance(error, TimeoutError):
                     with contextlib.suppress(http.client.HTTPException, OSError):
                         return _exchange(connection, method, path, body, headers)
                     connection.close()
@@ -139,14 +149,17 @@ class ClickHouse:
                 ) from error
 
     @contextlib.contextmanager
-    def _connection(self) -> Iterator[http.client.HTTPConnection]:
-        connection = self._pool.get()
+    def _connection(self) -> Iterator[tuple[http.client.HTTPConnection, bool]]:
+        """Lend a connection, and whether it is one that was used before."""
+        connection, used_at = self._pool.get()
         try:
             if connection is None:
                 connection = self._connect()
-            yield connection
+            elif time.monotonic() - used_at > IDLE_SECONDS:
+                connection.close()  # it opens anew when it is used
+            yield connection, connection.sock is not None
         finally:
-            self._pool.put(connection)
+            self._pool.put((connection, time.monotonic()))
 
     def _connect(self) -> http.client.HTTPConnection:
         host = self._parts.hostname or ""

@@ -104,6 +104,7 @@ class EventIngest:
         self._writer = ThreadPoolExecutor(1, "event-write")
         self._task: asyncio.Task[None] | None = None
         self._is_stopping = False
+        self._is_rollup_doubtful = False
 
     async def start(self) -> None:
         """Begin to take batches; the first one must not be the one that loads libraries."""
@@ -250,13 +251,20 @@ class EventIngest:
         """Insert one flush, repeating it while the store is away; runs in the writer's thread."""
         deadline = time.monotonic() + GIVE_UP_SECONDS
         pause_seconds = 0.05
+        has_failed = False
         while True:
             try:
                 new_count = self._store.insert(flush.columns)
                 if flush.columns.quarantined:
                     self._store.quarantine(flush.columns, flush.received_at)
+                if has_failed or self._is_rollup_doubtful:
+                    # The store may have stopped between a flush and its counts. Only here does nobody else insert.
+                    self._store.repair_rollup()
+                    self._is_rollup_doubtful = False
             except TryLaterError as error:
+                has_failed = True
                 if time.monotonic() + pause_seconds > deadline:
+                    self._is_rollup_doubtful = True
                     raise
                 logger.warning("a flush is repeated: %s", error)
                 time.sleep(pause_seconds)

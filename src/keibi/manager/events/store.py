@@ -143,8 +143,11 @@ class EventStore:
     def repair_rollup(self) -> list[str]:
         """Make the hourly counts anew for each day on which they differ from the events; return those days.
 
-        The store writes a flush and its counts as two parts: a kill between the two loses the second.
+        The store writes a flush and its counts as two parts: a kill between the two loses the second. Nothing may be inserted
+        meanwhile, so it is for the embedded store only, and for the one thread that inserts there.
         """
+        if self.deployment.cluster:
+            return []
         database = self.database
         sql = f"""SELECT toString(day) AS day FROM (
     SELECT toDate(detected_at) AS day, count() AS events, 0 AS counted FROM {database}.events GROUP BY day
