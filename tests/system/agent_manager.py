@@ -79,6 +79,7 @@ class ManagerState:
         self.lock = threading.Lock()
         self.tokens = {"good-token": 1}
         self.computers: dict[str, bytes] = {}
+        self.keys_in_use: set[bytes] = set()
         self.access_tokens: set[str] = set()
         self.nonces: set[bytes] = set()
         self.events: dict[str, Event] = {}
@@ -222,6 +223,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _enrol(self, body: bytes):
         asked = decode(body, EnrolRequest)
         Ed25519PublicKey.from_public_bytes(asked.public_key).verify(asked.signature, enrol_message(asked.public_key, asked.token))
+        if asked.public_key in self.state.keys_in_use:
+            raise _RefusedError(403, "key_in_use", "this key belongs to another computer")
         with self.state.lock:
             left = self.state.tokens.get(asked.token)
             if left is None:

@@ -6,11 +6,12 @@ import stat
 import threading
 import time
 
+import msgspec
 import pytest
 from agent_manager import Authority, ManagerState, TestManager
 from agent_run import AgentRun, wait_for
 
-from keibi.agent.identity import IdentityStore
+from keibi.agent.identity import IdentityStore, public_bytes
 from keibi.agent.session import AccessTokens, ManagerSession
 from keibi.agent.transport import endpoint_of
 from keibi.contract.codec import CONTENT_TYPE
@@ -96,6 +97,30 @@ def test_an_enrolment_that_was_cut_short_goes_on_with_the_same_key(agent, manage
         assert agent.enrol(manager.url, authority.pem).key_pem == pending
     finally:
         again.kill()
+
+
+def test_a_pending_key_that_is_somebody_elses_by_now_is_replaced(agent, manager, authority):
+    store = IdentityStore(str(agent.state))
+    pending = store.pending_key()
+    manager.state.keys_in_use.add(public_bytes(pending))
+    identity = agent.enrol(manager.url, authority.pem)
+    assert manager.state.computers[identity.computer_id] != public_bytes(pending)
+
+
+def test_a_cloned_disk_keeps_protecting_but_does_not_speak_for_the_original(agent, manager, authority):
+    identity = agent.enrol(manager.url, authority.pem)
+    clone = msgspec.structs.replace(identity, machine_id="0" * 32)
+    (agent.state / "identity.json").write_bytes(msgspec.json.encode(clone))
+    agent.start(agent.worker())
+    try:
+        wait_for(lambda: "cloned" in agent.status()["manager"]["error"], "the message")
+        wait_for(lambda: agent.status()["workers"][0]["state"] == "running", "protection")
+        assert manager.state.sign_in_count == 0
+        manager.state.tokens["good-token"] = 1
+        agent.enrol(manager.url, authority.pem, again=True)
+        wait_for(lambda: agent.status()["manager"]["is_connected"], "its own identity to be taken up")
+    finally:
+        agent.stop()
 
 
 def test_a_cloned_disk_is_noticed(agent, manager, authority):

@@ -149,6 +149,13 @@ async def request(
             where=socket_path,
             hint="see the agent's log",
         ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        raise InputError(
+            "control_malformed",
+            f"what answers there is no agent of this version: {error}",
+            where=socket_path,
+            hint="restart the agent",
+        ) from error
     finally:
         writer.close()
         with contextlib.suppress(ConnectionError, OSError):

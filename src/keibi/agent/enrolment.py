@@ -2,12 +2,14 @@
 
 import os
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from keibi.agent.config import AgentConfig
 from keibi.agent.facts import collect_facts, read_machine_id
 from keibi.agent.identity import Identity, IdentityStore, new_identity, public_bytes
-from keibi.agent.transport import Connection, endpoint_of, post
+from keibi.agent.transport import Connection, Endpoint, endpoint_of, post
 from keibi.agent.version import agent_version
-from keibi.contract.enrolment import EnrolRequest, EnrolResponse, enrol_message
+from keibi.contract.enrolment import ComputerFacts, EnrolRequest, EnrolResponse, enrol_message
 from keibi.errors import InputError, KeibiError
 
 
@@ -32,21 +34,17 @@ def enrol(config: AgentConfig, manager_url: str, token: str, ca_pem: str, *, aga
     if not token:
         raise InputError("token_empty", "no enrolment token was given", hint="make one at the manager: console, Computers, Add")
     endpoint = endpoint_of(manager_url, ca_pem)
-    key = store.pending_key()
-    public = public_bytes(key)
     facts = collect_facts()
-    request = EnrolRequest(
-        token=token,
-        public_key=public,
-        agent_version=agent_version(),
-        facts=facts,
-        signature=key.sign(enrol_message(public, token)),
-    )
-    connection = Connection(endpoint)
     try:
-        response = post(connection, "/agent/v1/enrol", request, EnrolResponse)
-    finally:
-        connection.close()
+        key = store.pending_key()
+        response = _ask(endpoint, token, key, facts)
+    except KeibiError as error:
+        if error.code != "key_in_use":
+            raise
+        # The key of an enrolment that was cut short belongs to somebody by now: to a copy of this disk, or to another token.
+        store.forget_pending_key()
+        key = store.pending_key()
+        response = _ask(endpoint, token, key, facts)
     identity = new_identity(
         computer_id=response.computer_id,
         tenant_name=response.tenant_name,
@@ -57,6 +55,22 @@ def enrol(config: AgentConfig, manager_url: str, token: str, ca_pem: str, *, aga
     )
     store.save(identity)
     return identity
+
+
+def _ask(endpoint: Endpoint, token: str, key: Ed25519PrivateKey, facts: ComputerFacts) -> EnrolResponse:
+    public = public_bytes(key)
+    request = EnrolRequest(
+        token=token,
+        public_key=public,
+        agent_version=agent_version(),
+        facts=facts,
+        signature=key.sign(enrol_message(public, token)),
+    )
+    connection = Connection(endpoint)
+    try:
+        return post(connection, "/agent/v1/enrol", request, EnrolResponse)
+    finally:
+        connection.close()
 
 
 def _as_what(store: IdentityStore) -> str:

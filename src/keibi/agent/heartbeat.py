@@ -28,6 +28,7 @@ STATUS_CHANGE_SECONDS = 5.0
 WHOLE_STATUS_SECONDS = 600.0
 """How often a status is sent though its digest is the known one: load and queue lengths are not in the digest."""
 WAKE_SECONDS = 25
+LEAST_POLL_SECONDS = 1.0
 _NIL = b"\xc0"
 
 
@@ -201,12 +202,16 @@ class Waker:
         backoff = Backoff()
         path = f"/agent/v1/wake?seconds={WAKE_SECONDS}"
         while True:
+            asked_at = time.monotonic()
             try:
                 answer = await self._lane.run(self._session.get, path, WakeResponse, timeout_seconds=WAKE_SECONDS + 15.0)
                 self._contact.succeeded("wake")
                 if answer.is_due and not await self._heartbeat.now():
                     raise TryLaterError("manager_heartbeat_failed", "the manager woke this agent, but the heartbeat failed")
                 backoff.succeeded()
+                if not answer.is_due and time.monotonic() - asked_at < LEAST_POLL_SECONDS:
+                    # A manager that stops answers at once, and so does one where a clone of this agent polls too.
+                    await asyncio.sleep(LEAST_POLL_SECONDS)
             except KeibiError as error:
                 if error.code != "manager_heartbeat_failed":
                     self._contact.failed("wake", error)

@@ -109,6 +109,14 @@ class IdentityStore:
             ) from error
         return key
 
+    def forget_pending_key(self) -> bool:
+        """Remove the key of an enrolment that was not finished; returns whether there was one."""
+        try:
+            os.unlink(self._pending_path)
+        except FileNotFoundError:
+            return False
+        return True
+
     def save(self, identity: Identity) -> None:
         """Make `identity` the identity of this computer, durably, and forget the pending key.
 
@@ -117,7 +125,7 @@ class IdentityStore:
         """
         write_durably(self.path, msgspec.json.encode(identity), mode=0o600)
         with contextlib.suppress(OSError):
-            os.unlink(self._pending_path)
+            self.forget_pending_key()
 
 
 def key_pem(key: Ed25519PrivateKey) -> bytes:

@@ -23,6 +23,7 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 ANSWER_TIMEOUT_SECONDS = 60.0
 MAX_ERROR_BYTES = 64 * 1024
 MAX_RETRY_AFTER_SECONDS = 600.0
+DEFAULT_RETRY_AFTER_SECONDS = 5.0
 
 _NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID of OpenSSL
 
@@ -275,10 +276,8 @@ def _refusal(reply: Reply, endpoint: Endpoint) -> KeibiError:
 
 
 def _retry_after(text: str) -> float:
-    try:
-        return min(max(float(text), 0.0), MAX_RETRY_AFTER_SECONDS)
-    except ValueError:
-        return 5.0
+    # The other form of the header, a date, is not used by the manager.
+    return min(float(text), MAX_RETRY_AFTER_SECONDS) if text.isascii() and text.isdigit() else DEFAULT_RETRY_AFTER_SECONDS
 
 
 def _told(error: OSError | http.client.HTTPException, endpoint: Endpoint) -> KeibiError:
