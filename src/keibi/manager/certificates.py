@@ -5,7 +5,7 @@ start, and anew when its end comes near or the manager gets other names.
 """
 
 import contextlib
-import datetime
+import datetime as dt
 import ipaddress
 import os
 import socket
@@ -23,7 +23,7 @@ CA_DAYS = 3650
 SERVER_DAYS = 397  # what browsers accept at most
 RENEW_BEFORE_DAYS = 60
 # Clocks of agents that run a little late must not find the certificate "not valid yet".
-BACKDATED = datetime.timedelta(days=1)
+BACKDATED = dt.timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ServerCertificate:
     ca_file: str
     certificate_file: str
     key_file: str
-    ends_at: datetime.datetime
+    ends_at: dt.datetime
 
 
 def ensure_certificates(directory: str, host_names: Iterable[str] = ()) -> ServerCertificate:
@@ -81,7 +81,7 @@ def _authority(key_path: str, path: str) -> tuple[ec.EllipticCurvePrivateKey, x5
             x509.NameAttribute(NameOID.COMMON_NAME, f"Keibi manager authority of {socket.gethostname()}"[:64]),
         ]
     )
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -89,7 +89,7 @@ def _authority(key_path: str, path: str) -> tuple[ec.EllipticCurvePrivateKey, x5
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - BACKDATED)
-        .not_valid_after(now + datetime.timedelta(days=CA_DAYS))
+        .not_valid_after(now + dt.timedelta(days=CA_DAYS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(certificates=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -104,7 +104,7 @@ def _make_server(
     ca_key: ec.EllipticCurvePrivateKey, ca: x509.Certificate, names: list[str], key_path: str, path: str
 ) -> x509.Certificate:
     key = ec.generate_private_key(ec.SECP256R1())
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Keibi manager")]))
@@ -112,7 +112,7 @@ def _make_server(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - BACKDATED)
-        .not_valid_after(min(now + datetime.timedelta(days=SERVER_DAYS), ca.not_valid_after_utc))
+        .not_valid_after(min(now + dt.timedelta(days=SERVER_DAYS), ca.not_valid_after_utc))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -132,10 +132,10 @@ def _make_server(
 
 
 def _is_good(certificate: x509.Certificate, ca: x509.Certificate, names: list[str]) -> bool:
-    renew_at = certificate.not_valid_after_utc - datetime.timedelta(days=RENEW_BEFORE_DAYS)
+    renew_at = certificate.not_valid_after_utc - dt.timedelta(days=RENEW_BEFORE_DAYS)
     present = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     has_all = all(_general_name(name) in list(present) for name in names)
-    return has_all and certificate.issuer == ca.subject and datetime.datetime.now(datetime.UTC) < renew_at
+    return has_all and certificate.issuer == ca.subject and dt.datetime.now(dt.UTC) < renew_at
 
 
 def _general_name(name: str) -> x509.GeneralName:

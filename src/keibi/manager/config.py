@@ -47,9 +47,7 @@ class ManagerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     content_directory: Annotated[
         str, Meta(title="Content", description="Directory of the shipped rules. Empty: the one that came with the program.")
     ] = ""
-    session_idle_minutes: Annotated[int, Meta(title="Idle", description="Minutes until an idle session ends.", ge=5, le=1440)] = (
-        120
-    )
+    session_idle_minutes: Annotated[int, Meta(title="Idle", description="Minutes until an idle one ends.", ge=5, le=1440)] = 120
     session_hours: Annotated[int, Meta(title="Session", description="Hours until every session ends.", ge=1, le=168)] = 12
     allowed_origins: Annotated[
         tuple[str, ...],

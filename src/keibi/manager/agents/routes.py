@@ -143,7 +143,6 @@ class AgentRoutes:
             async with self._event_bodies.slot():
                 body = await read_body(request, MAX_BODY_BYTES)
                 batch, size_bytes = await self._workers.run(lambda: _batch(body))
-                del body
             answer.value = await self._events.submit(claims.tenant_id, claims.computer_id, batch, size_bytes=size_bytes)
         return answer.response()
 

@@ -39,7 +39,6 @@ from keibi.manager.tenants.tables import TenantRecord
 HEARTBEAT_SECONDS = 60
 MAX_LIFETIME_SECONDS = 366 * 86400.0
 MAX_USES = 1_000_000
-KEY_BYTES = 32
 _ALPHABET = string.ascii_letters + string.digits
 
 CheckPolicy = Callable[[Session, str, str], None]
@@ -222,17 +221,13 @@ class EnrolmentService:
         with self._database.session(Scope.system("access token"), writes=False) as session:
             computer = session.get(ComputerRecord, request.computer_id)
             tenant = session.get(TenantRecord, computer.tenant_id) if computer else None
-        try:
-            if computer is None:
-                raise InvalidSignature
-            message = challenge_message(request.computer_id, request.nonce)
-            Ed25519PublicKey.from_public_bytes(computer.public_key).verify(request.signature, message)
-        except InvalidSignature:
+        message = challenge_message(request.computer_id, request.nonce)
+        if computer is None or not _is_signed(computer.public_key, request.signature, message):
             raise NotSignedInError(
                 "identity_unknown",
                 "the manager does not know this computer, or not with this key",
                 hint="enrol it again with a new token",
-            ) from None
+            )
         self._challenges.use(request.nonce)
         if not computer.is_enabled:
             raise AccessError("computer_disabled", "this computer is disabled at the manager", hint="enable it there")
@@ -322,13 +317,16 @@ class EnrolmentService:
 
 
 def _check_signature(request: EnrolRequest) -> None:
+    if not _is_signed(request.public_key, request.signature, enrol_message(request.public_key, request.token)):
+        raise RefusedError("enrolment_signature", "the agent did not prove that it holds the key it wants to enrol")
+
+
+def _is_signed(public_key: bytes, signature: bytes, message: bytes) -> bool:
     try:
-        if len(request.public_key) != KEY_BYTES:
-            raise ValueError
-        key = Ed25519PublicKey.from_public_bytes(request.public_key)
-        key.verify(request.signature, enrol_message(request.public_key, request.token))
-    except (InvalidSignature, ValueError):
-        raise RefusedError("enrolment_signature", "the agent did not prove that it holds the key it wants to enrol") from None
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
+    except (InvalidSignature, ValueError):  # ValueError: not a key at all
+        return False
+    return True
 
 
 def _hash(secret: str) -> bytes:

@@ -46,7 +46,7 @@ class _Message(msgspec.Struct, frozen=True):
 
 
 class Signals:
-    """Delivers signals in this process at once, and to other managers by LISTEN/NOTIFY. Listeners must be quick and thread-safe."""
+    """Delivers signals in this process at once, to other managers by LISTEN/NOTIFY. Who listens must be quick and thread-safe."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
