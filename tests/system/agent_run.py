@@ -34,7 +34,7 @@ def wait_for(condition, what: str, seconds: float = 20.0):
 
 
 def policy(generation: int, state: ModuleState = ModuleState.REAL_TIME, **settings) -> EffectivePolicy:
-    part = ModulePolicy(ModuleId.INTEGRITY_MONITORING, state, msgspec.Raw(msgspec.msgpack.encode(settings)))
+    part = ModulePolicy(ModuleId.INTEGRITY_MONITORING, state, msgspec.json.encode(settings))
     return EffectivePolicy(generation, "Base", [part])
 
 

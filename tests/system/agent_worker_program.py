@@ -148,7 +148,7 @@ class Worker:
         return False
 
     def configure(self, message: Configure) -> None:
-        settings = msgspec.msgpack.decode(message.policy.settings)
+        settings = msgspec.json.decode(message.policy.settings)
         if settings.get("crash"):
             self.note(f"crash {message.generation}")
             os._exit(3)

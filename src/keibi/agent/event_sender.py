@@ -19,6 +19,7 @@ GATHER_SECONDS = 0.03
 MAX_SET_ASIDE_IN_A_ROW = 10
 """When the manager refuses this many single events and takes none, it is the manager that is wrong: nothing more is set aside."""
 _PART = "events"
+_ABOUT_CONTENT = frozenset({"body_invalid", "body_malformed", "body_too_large", "batch_too_long"})
 
 
 class EventSender:
@@ -53,7 +54,8 @@ class EventSender:
         try:
             receipt = await self._lane.run(self._session.post, "/agent/v1/events", batch, EventReceipt)
         except InputError as error:
-            if error.code.startswith("manager_") or self._set_aside_in_a_row >= MAX_SET_ASIDE_IN_A_ROW:
+            is_about_content = error.code in _ABOUT_CONTENT or error.code.startswith("event_")
+            if not is_about_content or self._set_aside_in_a_row >= MAX_SET_ASIDE_IN_A_ROW:
                 raise
             await self._isolate(batch, error)
             return

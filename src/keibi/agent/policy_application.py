@@ -9,8 +9,6 @@ its own does not hold the others up: it gets the generation in force when it is 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-import msgspec
-
 from keibi.agent.agent_events import agent_event
 from keibi.agent.lane import Lane
 from keibi.agent.log import Log
@@ -26,7 +24,7 @@ from keibi.errors import TryLaterError
 
 WORKERS_UP_SECONDS = 20.0
 APPLIED_SECONDS = 120.0
-_NO_SETTINGS = msgspec.Raw(b"\x80")  # an empty map
+_NO_SETTINGS = b"{}"
 
 
 class PolicyApplication:

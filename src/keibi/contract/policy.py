@@ -18,19 +18,19 @@ class ModuleState(StrEnum):
 
 
 class AssignedRule(msgspec.Struct, frozen=True):
-    """A rule as this computer shall run it. `body` is JSON of the module's rule struct."""
+    """A rule as this computer shall run it. `body` is the JSON text of the module's rule struct, opaque to all but the module."""
 
     rule_id: str
     version: int
-    body: msgspec.Raw
+    body: bytes
 
 
 class ModulePolicy(msgspec.Struct, frozen=True):
-    """What one module shall do. `settings` is JSON of the module's settings struct, which rejects unknown fields."""
+    """What one module shall do. `settings` is the JSON text of the module's settings struct, which rejects unknown fields."""
 
     module: ModuleId
     state: ModuleState
-    settings: msgspec.Raw
+    settings: bytes
     rules: list[AssignedRule] = []
 
 

@@ -72,9 +72,9 @@ def compile_policy(
             elif not fits(found.os, os_name):
                 left_out.append(LeftOut(rule_id, "system"))
             else:
-                body = msgspec.Raw(body_of(overridden(found, resolved_rule)))
+                body = body_of(overridden(found, resolved_rule))
                 rules.append(AssignedRule(rule_id, found.rule.version, body))
-        raw = msgspec.Raw(_encoder.encode(settings))
+        raw = _encoder.encode(settings)
         compiled.append(ModulePolicy(module=module.module, state=part.state.value, settings=raw, rules=rules))
     content = [resolved.heartbeat_seconds.value, compiled]
     digest = hashlib.sha256(_encoder.encode(content)).hexdigest()
