@@ -1,0 +1,1 @@
+"""One file for each entry of the navigation; each lists its routes in `ROUTES`."""

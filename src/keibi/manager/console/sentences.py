@@ -1,0 +1,86 @@
+"""An event in one plain sentence, in the reader's language. Names in it come from a protected computer and are never markup."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from keibi.manager.console.language import N_, Catalogue
+from keibi.manager.events.model import EventRow
+
+WHAT: Mapping[str, str] = MappingProxyType(
+    {
+        "file.created": N_("The file %(subject)s was created"),
+        "file.updated": N_("The file %(subject)s was changed"),
+        "file.deleted": N_("The file %(subject)s was deleted"),
+        "file.renamed": N_("The file %(subject)s got this name"),
+        "directory.created": N_("The directory %(subject)s was created"),
+        "directory.updated": N_("The directory %(subject)s was changed"),
+        "directory.deleted": N_("The directory %(subject)s was deleted"),
+        "directory.renamed": N_("The directory %(subject)s got this name"),
+        "process.created": N_("The process %(subject)s was started"),
+        "process.updated": N_("The process %(subject)s changed"),
+        "process.deleted": N_("The process %(subject)s ended"),
+        "port.created": N_("The port %(subject)s was opened"),
+        "port.updated": N_("The port %(subject)s is now served by something else"),
+        "port.deleted": N_("The port %(subject)s was closed"),
+        "user.created": N_("The user %(subject)s was created"),
+        "user.updated": N_("The user %(subject)s was changed"),
+        "user.deleted": N_("The user %(subject)s was deleted"),
+        "group.created": N_("The group %(subject)s was created"),
+        "group.updated": N_("The group %(subject)s was changed"),
+        "group.deleted": N_("The group %(subject)s was deleted"),
+        "service.created": N_("The service %(subject)s was added"),
+        "service.updated": N_("The service %(subject)s was changed"),
+        "service.deleted": N_("The service %(subject)s was removed"),
+        "software.created": N_("The software %(subject)s was installed"),
+        "software.updated": N_("The software %(subject)s was updated"),
+        "software.deleted": N_("The software %(subject)s was removed"),
+        "registry_key.created": N_("The registry key %(subject)s was created"),
+        "registry_key.updated": N_("The registry key %(subject)s was changed"),
+        "registry_key.deleted": N_("The registry key %(subject)s was deleted"),
+        "registry_value.created": N_("The registry value %(subject)s was created"),
+        "registry_value.updated": N_("The registry value %(subject)s was changed"),
+        "registry_value.deleted": N_("The registry value %(subject)s was deleted"),
+    }
+)
+RENAMED: Mapping[str, str] = MappingProxyType(
+    {
+        "file.renamed": N_("The file %(previous)s was renamed to %(subject)s"),
+        "directory.renamed": N_("The directory %(previous)s was renamed to %(subject)s"),
+    }
+)
+BY_PROCESS_AND_USER = N_("%(what)s by %(process)s as %(user)s")
+BY_PROCESS = N_("%(what)s by %(process)s")
+BY_USER = N_("%(what)s by %(user)s")
+IN_PACKAGE = N_("%(what)s, as part of the package %(package)s %(version)s")
+
+
+def sentence(catalogue: Catalogue, event: EventRow, details: Mapping[str, Any] | None = None) -> Markup:
+    """Return what happened. A kind that has no sentence yet is told in the agent's own English words."""
+    pattern = WHAT.get(event.kind)
+    if pattern is None:
+        return escape(event.message or f"{event.kind} {event.subject}".strip())
+    details = details or {}
+    words = {"subject": _code(event.subject)}
+    if details.get("previous_key") and event.kind in RENAMED:
+        pattern = RENAMED[event.kind]
+        words["previous"] = _code(str(details["previous_key"]))
+    what = Markup(escape(catalogue.gettext(pattern))) % words  # noqa: S704 (escaped in this line)
+    package = details.get("package") or {}
+    if package.get("name"):
+        named = {"what": what, "package": _code(package["name"]), "version": _code(package.get("version", ""))}
+        what = Markup(escape(catalogue.gettext(IN_PACKAGE))) % named  # noqa: S704
+    by = {"what": what, "process": _code(event.actor.process), "user": escape(event.actor.user)}
+    if event.actor.process and event.actor.user:
+        return Markup(escape(catalogue.gettext(BY_PROCESS_AND_USER))) % by  # noqa: S704
+    if event.actor.process:
+        return Markup(escape(catalogue.gettext(BY_PROCESS))) % by  # noqa: S704
+    if event.actor.user:
+        return Markup(escape(catalogue.gettext(BY_USER))) % by  # noqa: S704
+    return what
+
+
+def _code(text: str) -> Markup:
+    return Markup("<code>{}</code>").format(text)
