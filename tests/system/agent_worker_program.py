@@ -165,6 +165,10 @@ class Worker:
         self.note(f"ran {command.command_id} {command.kind}")
         if command.arguments.get("exit"):
             os._exit(4)
+        if restore := command.arguments.get("restore"):
+            wanted = {**restore, "path": restore["path"].encode(), "content": restore["content"].encode()}
+            self.write(Answer(CommandResult(command.command_id, CommandState.DONE, result={"restore": wanted})))
+            return
         if command.arguments.get("hang"):
             return
         self.options.events += command.arguments.get("emit", 0)

@@ -1,5 +1,6 @@
 """Policies take effect whole or not at all; commands run once."""
 
+import hashlib
 import time
 
 import msgspec
@@ -186,3 +187,21 @@ def test_settings_versions_are_told(agent, manager):
     beat = wait_for(lambda: manager.state.heartbeats, "a heartbeat")[0]
     assert beat.settings_versions == {"integrity_monitoring": 1}
     assert msgspec.msgpack.encode(beat)
+
+
+def test_a_file_is_restored_by_the_core_as_the_worker_says_unless_it_changed_meanwhile(agent, manager, tmp_path):
+    agent.start(agent.worker())
+    path = tmp_path / "precious"
+    path.write_text("tampered")
+    wanted = {"path": str(path), "content": "as it was", "mode": 0o640, "uid": 0, "gid": 0}
+    tampered = hashlib.sha256(b"tampered").hexdigest()
+    manager.state.send(Command("r1", CommandKind.RESTORE, INTEGRITY, {"restore": {**wanted, "expected_hash": tampered}}))
+    assert result_of(manager, "r1").message == f"restored content, owner and mode of {path}"
+    assert path.read_text() == "as it was"
+    assert path.stat().st_mode & 0o7777 == 0o640
+    manager.state.send(Command("r2", CommandKind.RESTORE, INTEGRITY, {"restore": {**wanted, "expected_hash": tampered}}))
+    refused = result_of(manager, "r2")
+    assert refused.state is CommandState.FAILED
+    assert "not what it was" in refused.message
+    manager.state.send(Command("r3", CommandKind.RESTORE, INTEGRITY))
+    assert "did not say what to restore" in result_of(manager, "r3").message

@@ -12,7 +12,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from keibi.agent.config import DEFAULT_PATH, AgentConfig, load_config
 from keibi.agent.core import Core, MakeCoreTask
 from keibi.agent.instance_lock import InstanceLock
+from keibi.agent.lane import Lane
 from keibi.agent.log import Level, Log
+from keibi.agent.modules.integrity_monitoring.restore import restore_file
+from keibi.agent.restoration import restoration
 from keibi.agent.version import agent_version
 from keibi.agent.worker_link import WorkerSpec
 from keibi.contract.commands import CommandKind
@@ -45,10 +48,9 @@ def workers_of(config: AgentConfig) -> tuple[WorkerSpec, ...]:
     )
 
 
-def core_tasks_of(config: AgentConfig) -> dict[CommandKind, MakeCoreTask]:
+def core_tasks_of() -> dict[CommandKind, MakeCoreTask]:
     """Return the commands that the core carries out itself, because they need root."""
-    del config
-    return {}
+    return {CommandKind.RESTORE: restoration(restore_file, Lane("restore"))}
 
 
 async def run(
@@ -87,7 +89,7 @@ async def run(
                         str(module.module): module.settings_version for module in MODULES if module.module in built
                     },
                     serves=AGENTS_OWN_EVENTS,
-                    core_tasks=core_tasks if core_tasks is not None else core_tasks_of(config),
+                    core_tasks=core_tasks if core_tasks is not None else core_tasks_of(),
                 )
             except TryLaterError as error:
                 # A full disk at start: protection begins as soon as there is room, without anybody doing it by hand.
