@@ -194,14 +194,18 @@ def test_a_file_is_restored_by_the_core_as_the_worker_says_unless_it_changed_mea
     path = tmp_path / "precious"
     path.write_text("tampered")
     wanted = {"path": str(path), "content": "as it was", "mode": 0o640, "uid": 0, "gid": 0}
-    tampered = hashlib.sha256(b"tampered").hexdigest()
-    manager.state.send(Command("r1", CommandKind.RESTORE, INTEGRITY, {"restore": {**wanted, "expected_hash": tampered}}))
+    tampered = {**wanted, "expected_hash": hashlib.sha256(b"tampered").hexdigest()}
+    key = {"key": str(path)}
+    manager.state.send(Command("r0", CommandKind.RESTORE, INTEGRITY, {"restore": tampered, "key": "/another/file"}))
+    assert "not what was asked for" in result_of(manager, "r0").message
+    assert path.read_text() == "tampered"
+    manager.state.send(Command("r1", CommandKind.RESTORE, INTEGRITY, {"restore": tampered, **key}))
     assert result_of(manager, "r1").message == f"restored content, owner and mode of {path}"
     assert path.read_text() == "as it was"
     assert path.stat().st_mode & 0o7777 == 0o640
-    manager.state.send(Command("r2", CommandKind.RESTORE, INTEGRITY, {"restore": {**wanted, "expected_hash": tampered}}))
+    manager.state.send(Command("r2", CommandKind.RESTORE, INTEGRITY, {"restore": tampered, **key}))
     refused = result_of(manager, "r2")
     assert refused.state is CommandState.FAILED
     assert "not what it was" in refused.message
-    manager.state.send(Command("r3", CommandKind.RESTORE, INTEGRITY))
+    manager.state.send(Command("r3", CommandKind.RESTORE, INTEGRITY, key))
     assert "did not say what to restore" in result_of(manager, "r3").message

@@ -1,7 +1,8 @@
 """RESTORE: the module's worker, which may read but not write, says what a file shall be; the core, which is root, writes it.
 
 The worker answers `Run(RESTORE)` with state DONE and `result = {"restore": FileToRestore}`; its answer stays inside the agent.
-Any other state is the answer to whoever asked. The worker gets no second word: what changed it sees like any other change.
+Any other state is the answer to whoever asked. The path must be the one that the command names as `key` (escaped): a worker that
+hostile content has taken over could otherwise have any file written. The worker gets no second word: what changed it sees like any other change.
 """
 
 from collections.abc import Awaitable, Callable
@@ -62,6 +63,13 @@ def restoration(
                 wanted = msgspec.convert(answer.result, _WorkersAnswer).restore
             except msgspec.ValidationError as error:
                 raise RefusedError("restore_unclear", f"the worker did not say what to restore: {error}") from error
+            name = escape_name(wanted.path)
+            if name != command.arguments.get("key"):
+                raise RefusedError(
+                    "restore_other_path",
+                    f"the worker wants to write {name}, which is not what was asked for",
+                    where=command.module or "",
+                )
             await lane.run(
                 restore_file,
                 wanted.path,
@@ -72,7 +80,6 @@ def restoration(
                 expected_hash=wanted.expected_hash,
                 algorithm=wanted.algorithm,
             )
-            name = escape_name(wanted.path)
             what = "content, owner and mode" if wanted.content is not None else "owner and mode"
             return CommandResult(
                 command.command_id, CommandState.DONE, message=f"restored {what} of {name}", result={"path": name}
