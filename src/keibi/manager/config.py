@@ -57,6 +57,16 @@ class ManagerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         tuple[str, ...],
         Meta(title="Proxies", description="Addresses of proxies whose X-Forwarded-For is believed. Nobody else's is."),
     ] = ()
+    event_store_url: Annotated[
+        str,
+        Meta(
+            title="Event store",
+            description="Empty: the embedded one. Else http(s)://host:8123 of a ClickHouse, which managers can share.",
+            pattern="^$|^https?://",
+        ),
+    ] = ""
+    event_store_user: Annotated[str, Meta(title="User", description="User of that ClickHouse.")] = "default"
+    event_store_key_file: Annotated[str, Meta(title="Password file", description="File with the password of that user.")] = ""
     event_memory_bytes: Annotated[
         int, Meta(title="Event memory", description="Memory that the event store may take.", ge=512 * 1024**2)
     ] = 2 * 1024**3
@@ -74,8 +84,8 @@ class ManagerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         return os.path.join(self.state_directory, *parts)
 
 
-def load_config(path: str = "", *, state_directory: str = "") -> ManagerConfig:
-    """Return the settings in the file at `path` ("": all defaults), with the state directory replaced where one is given.
+def load_config(path: str = "", *, state_directory: str = "", port: int = 0) -> ManagerConfig:
+    """Return the settings in the file at `path` ("": all defaults), with what else is given put in their place.
 
     Raises:
         InputError: the file is absent or no TOML, or a key or value is wrong; says which, and what was meant perhaps.
@@ -97,6 +107,8 @@ def load_config(path: str = "", *, state_directory: str = "") -> ManagerConfig:
             raise InputError("config_key", f"there is no setting {name!r}", where=path, hint=hint)
     if state_directory:
         values["state_directory"] = os.path.abspath(state_directory)
+    if port:
+        values["port"] = port
     try:
         config = msgspec.convert(values, ManagerConfig)
     except msgspec.ValidationError as error:

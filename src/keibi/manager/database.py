@@ -15,7 +15,7 @@ each other at the beginning and not fail in the middle; a reading session (`writ
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +48,7 @@ POOL_SIZE = 16
 POOL_WAIT_SECONDS = 10
 _WRITES = "keibi_writes"
 _SCOPE = "keibi_scope"
+_CHANGED = "keibi_changed"
 _ALL_TENANTS = "*"
 
 
@@ -107,6 +108,10 @@ def tenant_tables() -> frozenset[SqlTable]:
     )
 
 
+Observer = Callable[[Sequence[Any]], None]
+"""Called with rows after they were committed."""
+
+
 class Database:
     """The one door to the manager's state. Thread-safe; sessions are not, each belongs to the thread that opened it."""
 
@@ -122,6 +127,9 @@ class Database:
         event.listen(self._make_session, "do_orm_execute", _narrow)
         event.listen(self._make_session, "before_flush", _guard_flush)
         event.listen(self._make_session, "after_begin", self._tell_tenants)
+        event.listen(self._make_session, "after_flush", self._note_changed)
+        event.listen(self._make_session, "after_commit", self._tell_observers)
+        self._observers: list[tuple[type[Table], Observer]] = []
         self._reading = self._engine.execution_options(**{_WRITES: False})
         self._writing = self._engine.execution_options(**{_WRITES: True})
 
@@ -163,6 +171,14 @@ class Database:
         """Open a session that sees one tenant, for work that the manager does itself."""
         return self.session(Scope(frozenset({tenant_id}), actor), writes)
 
+    def observe(self, table: type[Table], observer: Observer) -> None:
+        """Have `observer` called with changed and new rows of a class after the transaction that wrote them.
+
+        Called in the thread that committed; it must not use the session, and what it raises reaches whoever committed.
+        Rows written by statements instead of objects are not seen.
+        """
+        self._observers.append((table, observer))
+
     def migrate(self) -> None:
         """Bring the schema to the newest revision; a new database gets all of it.
 
@@ -179,6 +195,19 @@ class Database:
         except SQLAlchemyError as error:
             raise told(error) from error
 
+    def has_unbound_role(self) -> bool:
+        """Whether row-level security does not bind the role that is used: a superuser's, or one with BYPASSRLS."""
+        if not self.is_postgresql:
+            return False
+        try:
+            with self._engine.connect() as connection:
+                found = connection.exec_driver_sql(
+                    "SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user"
+                ).scalar()
+        except SQLAlchemyError as error:
+            raise told(error) from error
+        return bool(found)
+
     def dispose(self) -> None:
         """Close all connections."""
         self._engine.dispose()
@@ -187,6 +216,18 @@ class Database:
         if connection.dialect.name == "sqlite":
             writes = connection.get_execution_options().get(_WRITES, False)
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    def _note_changed(self, session: Session, _context: Any) -> None:
+        for table, _ in self._observers:
+            changed = [row for row in (*session.new, *session.dirty) if isinstance(row, table) and session.is_modified(row)]
+            if changed:
+                session.info.setdefault(_CHANGED, {}).setdefault(table, []).extend(changed)
+
+    def _tell_observers(self, session: Session) -> None:
+        changed: dict[type[Table], list[Table]] = session.info.pop(_CHANGED, {})
+        for table, observer in self._observers:
+            if table in changed:
+                observer(changed[table])
 
     def _tell_tenants(self, session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
         if connection.dialect.name == "postgresql":

@@ -51,7 +51,7 @@ class CommandBody(Body):
 
     kind: CommandKind
     module: ModuleId | None = None
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
     expires_in_seconds: float = DEFAULT_SECONDS
 
 

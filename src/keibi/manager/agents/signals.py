@@ -73,6 +73,10 @@ class Signals:
         except KeibiError as error:
             logger.warning("other managers were not told of %s: %s", kind, error)
 
+    def tell_here(self, kind: SignalKind, ids: Sequence[str]) -> None:
+        """Tell this process only: what every manager notices by itself."""
+        self._deliver(kind, tuple(ids))
+
     def start(self) -> None:
         """Begin to listen to other managers; does nothing on SQLite, where there are none."""
         if self._database.is_postgresql and self._thread is None:

@@ -38,12 +38,14 @@ MAX_TAG_CHARACTERS = 64
 
 Listener = Callable[[str, str], None]
 """Called after the transaction with (tenant id, computer id)."""
+CheckPolicy = Callable[[Session, str, str], None]
+"""Called with session, tenant id and policy id; raises InputError where the tenant has no such policy."""
 
 
 class ComputerService:
     """Computers that the principal may see; `groups` and `alarms` are its other halves.
 
-    `on_changed` hears of computers whose policy may be another one now, `on_revoked` of those whose agents must be refused.
+    `on_revoked` hears of computers whose agents must be refused; `check_policy` refuses policies that a tenant does not have.
     """
 
     def __init__(
@@ -51,16 +53,14 @@ class ComputerService:
         database: Database,
         audit: AuditService,
         *,
-        on_changed: Sequence[Listener] = (),
         on_revoked: Sequence[Listener] = (),
-        on_enabled: Sequence[Listener] = (),
+        check_policy: CheckPolicy | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._audit = audit
-        self._on_changed = tuple(on_changed)
         self._on_revoked = tuple(on_revoked)
-        self._on_enabled = tuple(on_enabled)
+        self._check_policy = check_policy
         self._clock = clock
         self.groups = GroupService(database, audit)
         self.alarms = AlarmService(database, audit, clock)
@@ -129,8 +129,6 @@ class ComputerService:
                     difference,
                     tenant_id=record.tenant_id,
                 )
-        if {"policy_id", "group_id"} & set(difference):
-            self._tell(self._on_changed, record)
         return self.get(principal, computer_id)
 
     def set_enabled(self, principal: Principal, computer_id: str, is_enabled: bool) -> ComputerDetail:
@@ -154,7 +152,8 @@ class ComputerService:
                 f"{verb.capitalize()}d the computer {record.display_name}.",
                 tenant_id=record.tenant_id,
             )
-        self._tell(self._on_enabled if is_enabled else self._on_revoked, record)
+        if not is_enabled:
+            self._revoke(record)
         return self.get(principal, computer_id)
 
     def remove(self, principal: Principal, computer_id: str) -> None:
@@ -178,7 +177,7 @@ class ComputerService:
                 {"machine_id": record.machine_id},
                 tenant_id=record.tenant_id,
             )
-        self._tell(self._on_revoked, record)
+        self._revoke(record)
 
     def ids_in_groups(self, tenant_id: str, group_ids: frozenset[str]) -> frozenset[str]:
         """Return the ids of a tenant's computers that are in one of the groups now."""
@@ -308,6 +307,8 @@ class ComputerService:
             principal.require(MANAGE, tenant_id=record.tenant_id, group_id=change.group_id)
             record.group_id = change.group_id
         if change.policy_id is not msgspec.UNSET:
+            if change.policy_id is not None and self._check_policy is not None:
+                self._check_policy(session, record.tenant_id, change.policy_id)
             record.policy_id = change.policy_id
         if change.importance is not None:
             if change.importance not in IMPORTANCES:
@@ -318,8 +319,8 @@ class ComputerService:
         if change.note is not None:
             record.note = change.note[:10_000]
 
-    def _tell(self, listeners: Sequence[Listener], record: ComputerRecord) -> None:
-        for listener in listeners:
+    def _revoke(self, record: ComputerRecord) -> None:
+        for listener in self._on_revoked:
             listener(record.tenant_id, record.id)
 
 

@@ -23,10 +23,17 @@ Provision = Callable[[Session, str], None]
 class TenantService:
     """The list of tenants. Making, renaming and disabling them is for those who may do so for all tenants."""
 
-    def __init__(self, database: Database, audit: AuditService, provision: Sequence[Provision] = ()) -> None:
+    def __init__(
+        self,
+        database: Database,
+        audit: AuditService,
+        provision: Sequence[Provision] = (),
+        on_disabled: Sequence[Callable[[str], None]] = (),
+    ) -> None:
         self._database = database
         self._audit = audit
         self._provision = tuple(provision)
+        self._on_disabled = tuple(on_disabled)
 
     def create(self, principal: Principal, name: str) -> Tenant:
         """Make a tenant with everything that a tenant has from the start.
@@ -119,7 +126,10 @@ class TenantService:
                 f"{verb.capitalize()}d the customer {record.name}.",
                 tenant_id=tenant_id,
             )
-            return _tenant(record)
+        if not is_enabled:
+            for listener in self._on_disabled:
+                listener(tenant_id)
+        return _tenant(record)
 
 
 def all_tenant_ids(session: Session) -> frozenset[str]:

@@ -1,0 +1,155 @@
+"""The web application: agents, REST and console in one."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Mount
+
+from keibi.errors import KeibiError
+from keibi.manager.access.administration_api import keys_router, roles_router, users_router
+from keibi.manager.access.api import router as auth_router
+from keibi.manager.agents.api import commands_router, tokens_router
+from keibi.manager.audit.api import router as audit_router
+from keibi.manager.composition import Manager
+from keibi.manager.computers.api import alarms_router, groups_router, overview_router
+from keibi.manager.computers.api import router as computers_router
+from keibi.manager.console.routes import build_routes
+from keibi.manager.events.api import router as events_router
+from keibi.manager.http_answers import collect_definitions
+from keibi.manager.http_errors import http_exception, invalid_request, keibi_error, unexpected
+from keibi.manager.http_guard import RequestGuard
+from keibi.manager.policies.api import router as policies_router
+from keibi.manager.rules.api import router as rules_router
+from keibi.manager.tenants.api import router as tenants_router
+
+API_ROUTERS = (
+    auth_router,
+    tenants_router,
+    users_router,
+    roles_router,
+    keys_router,
+    audit_router,
+    computers_router,
+    groups_router,
+    alarms_router,
+    overview_router,
+    tokens_router,
+    commands_router,
+    policies_router,
+    rules_router,
+    events_router,
+)
+"""Everything under /api/v1. A feature's API is a line here."""
+
+WAKE_BATCH = 100
+WAKE_PAUSE_SECONDS = 0.2
+"""A change that reaches thousands of agents wakes so many at a time."""
+RETENTION_SECONDS = 3600.0
+
+logger = logging.getLogger("keibi.manager")
+
+T = TypeVar("T")
+
+
+def make_application(manager: Manager) -> FastAPI:
+    """Return the application of a manager; its lifespan runs the background tasks."""
+    app = FastAPI(
+        title="Keibi",
+        version="1",
+        description="Everything that the console does. Sign in, or send an API key: `Authorization: Bearer kb_…`.",
+        openapi_url="/api/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lambda _app: _running(manager),
+        exception_handlers={
+            KeibiError: keibi_error,
+            RequestValidationError: invalid_request,
+            HTTPException: http_exception,
+            Exception: unexpected,
+        },
+        separate_input_output_schemas=False,
+    )
+    app.state.services = manager.services
+    app.add_middleware(RequestGuard)
+    app.router.routes.append(Mount("/agent/v1", routes=manager.agent_routes.routes()))
+    for router in API_ROUTERS:
+        app.include_router(router)
+    app.add_api_route("/api/v1/health", health, methods=["GET"], include_in_schema=False)
+    app.router.routes.extend(build_routes(manager.services))
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        is_new = app.openapi_schema is None
+        document = describe()
+        if is_new:
+            collect_definitions(document)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return app
+
+
+def health() -> Response:
+    """Say that the manager answers; for load balancers and `keibi up`."""
+    return Response('{"status":"ok"}', media_type="application/json")
+
+
+@asynccontextmanager
+async def _running(manager: Manager) -> AsyncIterator[None]:
+    manager.wake_ups.attach(asyncio.get_running_loop())
+    manager.signals.start()
+    await manager.services.ingest.start()
+    # The first look only remembers: agents that were due before the restart come by themselves.
+    await run_in_threadpool(manager.policy_watch.look)
+    retention = manager.services.events.retention
+    tasks = [
+        asyncio.create_task(_every(1.0, manager.heartbeats.flush), name="heartbeats"),
+        asyncio.create_task(_watch_policies(manager), name="policy-watch"),
+        asyncio.create_task(_every(10.0, manager.services.commands.expire), name="commands"),
+        asyncio.create_task(_every(300.0, manager.revocations.load), name="revocations"),
+        asyncio.create_task(_every(RETENTION_SECONDS, lambda: retention.apply_retention(time.time())), name="retention"),
+    ]
+    try:
+        yield
+    finally:
+        manager.wake_ups.release_all()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await manager.services.ingest.stop()
+        await run_in_threadpool(manager.heartbeats.flush)
+
+
+async def _every(seconds: float, work: Callable[[], object]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        await _guarded(work)
+
+
+async def _watch_policies(manager: Manager) -> None:
+    while True:
+        await asyncio.sleep(1.0)
+        due = await _guarded(manager.policy_watch.look) or []
+        for start in range(0, len(due), WAKE_BATCH):
+            manager.wake_ups.wake(due[start : start + WAKE_BATCH])
+            await asyncio.sleep(WAKE_PAUSE_SECONDS if len(due) > WAKE_BATCH else 0)
+
+
+async def _guarded(work: Callable[[], T]) -> T | None:
+    """Do background work; what goes wrong is logged and tried again next time, since the task must not end."""
+    try:
+        return await run_in_threadpool(work)
+    except KeibiError as error:
+        logger.warning("background work has to wait: %s", error)
+    except Exception:
+        logger.exception("a fault in background work")
+    return None
