@@ -96,6 +96,12 @@ class SecondFactor:
             )
         return codes
 
+    def is_on(self, principal: Principal) -> bool:
+        """Whether the principal's own account asks for one-time codes."""
+        with self._database.session(Scope.system("totp"), writes=False) as session:
+            record = session.get(SignInRecord, principal.user_id)
+            return record is not None and record.totp_is_confirmed
+
     def turn_off(self, principal: Principal, password: str) -> None:
         """Turn one-time codes off; asks for the password again, because a session may be left open.
 
