@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -17,6 +17,7 @@ from keibi.errors import KeibiError, TryLaterError
 
 CoreTask = Callable[[Command], Awaitable[CommandResult]]
 """A command that the core carries out itself; raises KeibiError where it cannot."""
+WORKER_UP_SECONDS = 15.0
 _FINAL = frozenset({CommandState.DONE, CommandState.FAILED, CommandState.REFUSED, CommandState.EXPIRED})
 
 
@@ -39,19 +40,25 @@ class CommandRunner:
         lane: Lane,
         log: Log,
         *,
+        modules: Sequence[ModuleId],
         link_of: Callable[[ModuleId], WorkerLink | None],
         core_tasks: Mapping[CommandKind, CoreTask],
         on_result: Callable[[], None],
         start: Callable[[Awaitable[None]], None],
+        worker_up_seconds: float = WORKER_UP_SECONDS,
     ) -> None:
         self._command_log = command_log
         self._lane = lane
         self._log = log
+        self._modules = frozenset(modules)
         self._link_of = link_of
+        self._worker_up_seconds = worker_up_seconds
+        self._came_up = asyncio.Event()
         self._core_tasks = core_tasks
         self._on_result = on_result
         self._start = start
         self._running: dict[str, Command] = {}
+        self._given: set[str] = set()
         self._progress: dict[str, CommandResult] = {}
         self._asked: dict[str, asyncio.Future[CommandResult]] = {}
         self._watchers: dict[str, Callable[[CommandResult], None]] = {}
@@ -101,7 +108,7 @@ class CommandRunner:
         answer: asyncio.Future[CommandResult] = asyncio.get_running_loop().create_future()
         self._asked[command.command_id] = answer
         try:
-            link.send(Run(command))
+            self._give_to(link, command)
             return await answer
         finally:
             del self._asked[command.command_id]
@@ -125,6 +132,8 @@ class CommandRunner:
         command = self._running.get(result.command_id)
         if command is None:
             return  # answered already, or nobody asked
+        if result.state in _FINAL:
+            self._given.discard(result.command_id)
         asked = self._asked.get(result.command_id)
         if asked is not None and result.state in _FINAL:
             if not asked.done():
@@ -145,12 +154,14 @@ class CommandRunner:
             self._on_result()
 
     def module_is_up(self, module: ModuleId, link: WorkerLink) -> None:
-        """Do nothing: a command that came while the worker was down was answered then."""
+        """Let the commands go on that wait for the worker."""
+        del module, link
+        self._came_up.set()
 
     def module_is_down(self, module: ModuleId, how: str) -> None:
         """Answer what the worker can no longer answer."""
         for command in list(self._running.values()):
-            if command.module is module and (command.kind not in self._core_tasks or command.command_id in self._asked):
+            if command.module is module and command.command_id in self._given:
                 message = f"the worker of {module} ended by {how} while this ran; it may have been done in part"
                 self._start(self.answered(_result(command.command_id, CommandState.FAILED, message)))
 
@@ -164,11 +175,31 @@ class CommandRunner:
         if command.module is None:
             self._answer_soon(command, CommandState.REFUSED, f"{command.kind} needs a module")
             return
-        link = self._link_of(command.module)
+        self._start(self._give(command))
+
+    async def _give(self, command: Command) -> None:
+        link = await self._link_when_up(command.module)
         if link is None:
-            self._answer_soon(command, CommandState.FAILED, f"{command.module} does not run on this computer now; see its status")
-            return
+            await self.answered(_not_running(command))
+        else:
+            self._give_to(link, command)
+
+    def _give_to(self, link: WorkerLink, command: Command) -> None:
+        self._given.add(command.command_id)
         link.send(Run(command))
+
+    async def _link_when_up(self, module: ModuleId | None) -> WorkerLink | None:
+        """Return the module's worker; waits a while for one that is just starting, as after a start of the agent."""
+        if module is None or module not in self._modules:
+            return None
+        try:
+            async with asyncio.timeout(self._worker_up_seconds):
+                while (link := self._link_of(module)) is None:
+                    self._came_up.clear()
+                    await self._came_up.wait()
+        except TimeoutError:
+            return None
+        return link
 
     async def _run_in_core(self, command: Command) -> None:
         try:
@@ -197,3 +228,8 @@ class CommandRunner:
 
 def _result(command_id: str, state: CommandState, message: str) -> CommandResult:
     return CommandResult(command_id, state, message=message, at=time.time())
+
+
+def _not_running(command: Command) -> CommandResult:
+    message = f"{command.module or 'the module'} does not run on this computer now; see its status"
+    return _result(command.command_id, CommandState.FAILED, message)

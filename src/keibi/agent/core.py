@@ -103,6 +103,7 @@ class Core:
             self._command_log,
             self._command_lane,
             log,
+            modules=modules,
             link_of=self._router.link_of,
             core_tasks=tasks,
             on_result=self._heartbeat_soon,

@@ -1,8 +1,9 @@
 """RESTORE: the module's worker, which may read but not write, says what a file shall be; the core, which is root, writes it.
 
 The worker answers `Run(RESTORE)` with state DONE and `result = {"restore": FileToRestore}`; its answer stays inside the agent.
-Any other state is the answer to whoever asked. The path must be the one that the command names as `key` (escaped): a worker that
-hostile content has taken over could otherwise have any file written. The worker gets no second word: what changed it sees like any other change.
+Any other state is the answer to whoever asked. The path must be the one that the command names as `key` (escaped): a worker
+that hostile content has taken over could otherwise have any file written. The worker gets no second word: what changed it
+sees like any other change.
 """
 
 from collections.abc import Awaitable, Callable
