@@ -1,6 +1,8 @@
 """How long events are kept: rules for each tenant and module, and the job that removes what is older."""
 
-from collections.abc import Callable, Mapping
+import calendar
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from sqlalchemy import select
@@ -10,7 +12,6 @@ from keibi.errors import InputError
 from keibi.manager.access.model import Principal
 from keibi.manager.audit.service import AuditService
 from keibi.manager.database import Database, Scope
-from keibi.manager.events.client import Value
 from keibi.manager.events.model import RetentionOutcome, RetentionRule
 from keibi.manager.events.query import microseconds, moment
 from keibi.manager.events.store import EventStore, checked_day
@@ -21,16 +22,15 @@ MAX_DAYS = 3660
 QUARANTINE_DAYS = 30
 
 _DAY_SECONDS = 86400
+_WAIT = {"mutations_sync": 1}
+"""Come back only when the rows are gone."""
 
 
 class _Held(msgspec.Struct):
+    day: str
     tenant_id: str
     module: str
     count: int
-
-
-class _Part(msgspec.Struct):
-    day: str
 
 
 class EventRetention:
@@ -100,73 +100,61 @@ class EventRetention:
             )
 
     def apply_retention(self, now: float) -> RetentionOutcome:
-        """Remove what is older than the rules allow: whole days at once where nobody keeps them, else row by row.
+        """Remove what is older than the rules allow, whole days at a time; safe to repeat and to interrupt.
 
-        Safe to repeat and to interrupt.
+        A day of which nobody keeps anything is dropped at once. Of other days one statement removes all that is over, so that
+        a day's file is written anew at most once for each age that some tenant chose.
         """
         with self._database.session(Scope.system("retention"), writes=False) as session:
             rules = {(record.tenant_id, record.module): record.days for record in session.scalars(select(RetentionRecord))}
-        longest = max([DEFAULT_DAYS, *rules.values()])
-        removed, dropped = self._drop_days(now - longest * _DAY_SECONDS)
-        for held in self._held():
-            cutoff = now - _days(rules, held) * _DAY_SECONDS
-            removed += self._remove(held, microseconds(cutoff))
+        removed = 0
+        dropped: list[str] = []
+        for day, held in self._held().items():
+            end_at = calendar.timegm(time.strptime(day, "%Y-%m-%d")) + _DAY_SECONDS
+            over = [each for each in held if end_at <= now - _days(rules, each) * _DAY_SECONDS]
+            if not over:
+                continue
+            if len(over) == len(held):
+                self._drop(day)
+                dropped.append(day)
+            else:
+                self._remove(day, over)
+            removed += sum(each.count for each in over)
         self._store.client.raw(
             f"ALTER TABLE {self._store.database}.events_quarantine{self._store.deployment.on_cluster()}"
             f" DELETE WHERE received_at < {moment('cutoff')}",
             {"cutoff": microseconds(now - QUARANTINE_DAYS * _DAY_SECONDS)},
-            settings={"mutations_sync": 1},
+            settings=_WAIT,
         )
         if removed:
             self._drop_tags()
         return RetentionOutcome(removed_count=removed, dropped_days=tuple(dropped))
 
-    def _drop_days(self, cutoff: float) -> tuple[int, list[str]]:
-        """Drop the partitions that lie wholly before `cutoff`; the space is free at once."""
+    def _held(self) -> dict[str, list[_Held]]:
+        """Return for each day which tenants' events of which modules there are."""
+        sql = f"""SELECT toString(toDate(hour)) AS day, tenant_id, module, sum(count) AS count
+FROM {self._store.database}.events_hourly GROUP BY day, tenant_id, module ORDER BY day"""
+        days: dict[str, list[_Held]] = {}
+        for held in self._store.client.select(sql, {}, _Held):
+            days.setdefault(checked_day(held.day), []).append(held)
+        return days
+
+    def _drop(self, day: str) -> None:
         database, on_cluster = self._store.database, self._store.deployment.on_cluster()
-        removed = 0
-        dropped: list[str] = []
+        # The counts last: they say what is left to do when this is interrupted.
         for table in ("events", "events_hourly"):
-            sql = f"""SELECT DISTINCT partition AS day FROM system.parts
-WHERE database = {{database:String}} AND table = {{table:String}} AND active AND toDate(partition) < toDate({moment("cutoff")})
-ORDER BY day"""
-            parameters: dict[str, Value] = {"database": database, "table": table, "cutoff": microseconds(cutoff)}
-            for part in self._store.client.select(sql, parameters, _Part):
-                day = checked_day(part.day)
-                if table == "events":
-                    count = self._store.client.raw(
-                        f"SELECT count() FROM {database}.events WHERE toDate(detected_at) = {{day:Date}}", {"day": day}
-                    )
-                    removed += int(count)
-                    dropped.append(day)
-                self._store.client.raw(f"ALTER TABLE {database}.{table}{on_cluster} DROP PARTITION '{day}'")
-        return removed, dropped
+            self._store.client.raw(f"ALTER TABLE {database}.{table}{on_cluster} DROP PARTITION '{day}'")
 
-    def _held(self) -> list[_Held]:
-        sql = f"""SELECT tenant_id, module, sum(count) AS count FROM {self._store.database}.events_hourly
-GROUP BY tenant_id, module"""
-        return self._store.client.select(sql, {}, _Held)
-
-    def _remove(self, held: _Held, cutoff_us: int) -> int:
-        """Remove a tenant's events of one module before the cutoff, from the events and from the hourly counts."""
+    def _remove(self, day: str, over: Sequence[_Held]) -> None:
         database, on_cluster = self._store.database, self._store.deployment.on_cluster()
-        # Whole hours, so that the hourly counts stay equal to the events.
-        cutoff_us -= cutoff_us % (3600 * 10**6)
-        parameters: dict[str, Value] = {"tenant": held.tenant_id, "module": held.module, "cutoff": cutoff_us}
-        what = "tenant_id = {tenant:String} AND module = {module:String} AND "
-        where = f"{what}detected_at < {moment('cutoff')}"
-        count = int(self._store.client.raw(f"SELECT count() FROM {database}.events WHERE {where}", parameters))
-        if count:
-            for table, condition in (
-                ("events", where),
-                ("events_hourly", f"{what}hour < toDateTime({moment('cutoff')})"),
-            ):
-                self._store.client.raw(
-                    f"ALTER TABLE {database}.{table}{on_cluster} DELETE WHERE {condition}",
-                    parameters,
-                    settings={"mutations_sync": 1},
-                )
-        return count
+        keys = [f"{each.tenant_id} {each.module}" for each in over]
+        for table in ("events", "events_hourly"):
+            self._store.client.raw(
+                f"ALTER TABLE {database}.{table}{on_cluster} DELETE IN PARTITION '{day}'"
+                " WHERE concat(tenant_id, ' ', module) IN {keys:Array(String)}",
+                {"keys": keys},
+                settings=_WAIT,
+            )
 
     def _drop_tags(self) -> None:
         """Remove the tags of events that are gone."""
@@ -175,7 +163,7 @@ GROUP BY tenant_id, module"""
             f"ALTER TABLE {database}.event_tags{on_cluster} DELETE"
             f" WHERE (tenant_id, event_id) NOT IN (SELECT tenant_id, event_id FROM {database}.events"
             f" WHERE event_id IN (SELECT event_id FROM {database}.event_tags))",
-            settings={"mutations_sync": 1},
+            settings=_WAIT,
         )
 
 

@@ -30,14 +30,23 @@ class Deployment:
             arguments = [f"'/clickhouse/tables/{{shard}}/{self.database}/{table}'", "'{replica}'", *arguments]
         return f"{'Replicated' if self.cluster else ''}{family}({', '.join(arguments)})"
 
-    def window_settings(self) -> str:
-        """Return the table settings that make inserts durable and repeatable."""
-        window = "replicated_deduplication_window" if self.cluster else "non_replicated_deduplication_window"
-        return (
-            f"{window} = {DEDUPLICATION_WINDOW}, fsync_after_insert = 1, fsync_part_directory = 1,"
-            # A flush is one file to sync instead of one for each column; merges turn it into columns soon.
-            f" min_bytes_for_wide_part = {64 * 1024 * 1024}"
-        )
+    def table_settings(self, *, is_repeatable: bool = False) -> str:
+        """Return the table settings that make inserts durable and, if asked for, repeatable by token."""
+        settings = ["fsync_after_insert = 1", "fsync_part_directory = 1"]
+        # A flush is one file to sync instead of one for each column; merges turn it into columns soon.
+        settings.append(f"min_bytes_for_wide_part = {64 * 1024 * 1024}")
+        if is_repeatable:
+            kind = "replicated" if self.cluster else "non_replicated"
+            settings.append(f"{kind}_deduplication_window = {DEDUPLICATION_WINDOW}")
+        if not self.cluster:
+            # The embedded store has two merge threads, not a server's sixteen: with the default reserves it would hold back
+            # deletions for minutes and never make a large part.
+            settings.append("number_of_free_entries_in_pool_to_execute_mutation = 1")
+            settings.append("number_of_free_entries_in_pool_to_lower_max_size_of_merge = 1")
+            settings.append("number_of_free_entries_in_pool_to_execute_optimize_entire_partition = 1")
+            settings.append("merge_selecting_sleep_ms = 200")
+            settings.append("max_merge_selecting_sleep_ms = 2000")
+        return ", ".join(settings)
 
 
 SEARCH_EXPRESSION = (
@@ -91,7 +100,8 @@ def statements(deployment: Deployment) -> list[str]:
     INDEX received_index received_at TYPE minmax GRANULARITY 1,
     INDEX search_index search_text TYPE ngrambf_v1(3, 32768, 2, 0) GRANULARITY 1
 ) ENGINE = {deployment.engine("ReplacingMergeTree", "events")}
-PARTITION BY toDate(detected_at) ORDER BY (tenant_id, detected_at, event_id) SETTINGS {deployment.window_settings()}""",
+PARTITION BY toDate(detected_at) ORDER BY (tenant_id, detected_at, event_id)
+SETTINGS {deployment.table_settings(is_repeatable=True)}""",
         f"""{create} {database}.events_hourly{on_cluster} (
     tenant_id LowCardinality(String),
     hour DateTime('UTC'),
@@ -102,7 +112,8 @@ PARTITION BY toDate(detected_at) ORDER BY (tenant_id, detected_at, event_id) SET
     action LowCardinality(String),
     count UInt64
 ) ENGINE = {deployment.engine("SummingMergeTree", "events_hourly")}
-PARTITION BY toDate(hour) ORDER BY (tenant_id, hour, module, severity, kind, action, computer_id)""",
+PARTITION BY toDate(hour) ORDER BY (tenant_id, hour, module, severity, kind, action, computer_id)
+SETTINGS {deployment.table_settings()}""",
         f"""CREATE MATERIALIZED VIEW IF NOT EXISTS {database}.events_hourly_view{on_cluster} TO {database}.events_hourly AS
 {rollup_query(deployment)}""",
         # The newest row of (tenant, event, tag) says whether the tag is set.
@@ -116,7 +127,7 @@ PARTITION BY toDate(hour) ORDER BY (tenant_id, hour, module, severity, kind, act
     set_at DateTime64(6, 'UTC')
 ) ENGINE = {deployment.engine("ReplacingMergeTree", "event_tags", "set_at")}
 PARTITION BY toYYYYMM(detected_at) ORDER BY (tenant_id, event_id, tag)
-SETTINGS fsync_after_insert = 1, fsync_part_directory = 1""",
+SETTINGS {deployment.table_settings()}""",
         f"""{create} {database}.events_quarantine{on_cluster} (
     tenant_id LowCardinality(String),
     computer_id LowCardinality(String),
@@ -125,7 +136,7 @@ SETTINGS fsync_after_insert = 1, fsync_part_directory = 1""",
     reason String,
     event String CODEC(ZSTD(3))
 ) ENGINE = {deployment.engine("MergeTree", "events_quarantine")}
-PARTITION BY toYYYYMM(received_at) ORDER BY (tenant_id, received_at) SETTINGS {deployment.window_settings()}""",
+PARTITION BY toYYYYMM(received_at) ORDER BY (tenant_id, received_at) SETTINGS {deployment.table_settings(is_repeatable=True)}""",
         f"""{create} {database}.schema_version{on_cluster} (version UInt32, applied_at DateTime64(6, 'UTC'))
 ENGINE = {deployment.engine("MergeTree", "schema_version")} ORDER BY version""",
     ]
