@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -86,6 +87,8 @@ def _answer(page: Page, request: Request, services: Services, view: View, form: 
         return page.handler(visit)
     except KeibiError as error:
         return problem(visit, error)
+    except HTTPException:
+        raise
     except Exception:
         logger.exception("the page %s failed", request.url.path)
         broken = TryLaterError("page_failed", N_("Something in the manager went wrong; it is in its log."))
@@ -101,7 +104,7 @@ def problem(visit: Visit, error: KeibiError, status: int = 0) -> Response:
     if isinstance(error, NotSignedInError):
         return to_sign_in(visit)
     status = status or status_of(error)
-    values: dict[str, Any] = {"error": error, "status": status}
+    values: dict[str, Any] = {"error": error, "http_status": status}
     if visit.is_fragment:
         return visit.fragment("problem.html", status, **values)
     response = visit.page(

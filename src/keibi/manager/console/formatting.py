@@ -41,6 +41,8 @@ class Format:
         moment = datetime.fromtimestamp(at, self.zone)
         offset = moment.strftime("%z")
         return f"{self.moment(at)}.{moment.microsecond:06d} {self.zone_name} (UTC{offset[:3]}:{offset[3:]})"
+
+    def time(self, at: float | None) -> Markup:
         """Return a `<time>` element, or a dash for no moment."""
         return self._element(at, self.moment(at)) if at else Markup('<span class="muted">–</span>')
 

@@ -178,6 +178,7 @@ LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "auditor": N_("Sees everything, changes nothing."),
             "provider": N_("Everything, for all customers, customers included."),
         },
+        "unit": {"days": N_("days"), "bytes": N_("bytes"), "seconds": N_("seconds")},
         "boolean": {"true": N_("Yes"), "false": N_("No")},
         "decision": {"approve": N_("Approve"), "reject": N_("Reject")},
         "choice": {

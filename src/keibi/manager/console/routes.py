@@ -1,7 +1,10 @@
 """All addresses of the console."""
 
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from keibi.errors import InputError
 from keibi.manager.console.endpoint import Page, route
 from keibi.manager.console.live import live_route
 from keibi.manager.console.pages import (
@@ -18,7 +21,28 @@ from keibi.manager.console.pages import (
     tokens,
 )
 from keibi.manager.console.view import load_view
+from keibi.manager.console.visit import Visit
 from keibi.manager.services import Services
+
+OTHERS = ("/api/", "/agent/", "/static/")
+
+
+def nothing_here(visit: Visit) -> Response:
+    """Answer for an address that nothing stands at: a page for people, the API's own answer for programs.
+
+    Raises:
+        InputError: always, for people. HTTPException: for programs.
+    """
+    path = visit.request.url.path
+    if path.startswith(OTHERS):
+        raise HTTPException(404)
+    visit.principal  # noqa: B018 (whoever is not signed in is sent to do so first)
+    raise InputError(
+        "page_not_found",
+        visit._("There is no page at this address."),
+        hint=visit._("It may have been moved, or what it showed was removed."),
+    )
+
 
 PAGES: tuple[Page, ...] = (
     *sign_in.PAGES,
@@ -32,6 +56,7 @@ PAGES: tuple[Page, ...] = (
     *administration.PAGES,
     *account.PAGES,
     *search.PAGES,
+    Page("/{path:path}", nothing_here, is_public=True),
 )
 
 

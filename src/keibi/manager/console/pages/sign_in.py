@@ -8,6 +8,7 @@ from keibi.manager.console.endpoint import Page
 from keibi.manager.console.language import LANGUAGES
 from keibi.manager.console.security import safe_next
 from keibi.manager.console.visit import LANGUAGE_COOKIE, Visit
+from keibi.manager.http_guard import client_address
 
 YEAR_SECONDS = 365 * 86400
 
@@ -23,13 +24,12 @@ def show(visit: Visit) -> Response:
 def sign_in(visit: Visit) -> Response:
     """Start a session, or say why not."""
     name, next_ = visit.field("name"), safe_next(visit.field("next", "/"))
-    client = visit.request.client
     try:
         signed_in = visit.services.access.sign_in(
             name,
             visit.raw_field("password"),
             visit.field("totp"),
-            address=client.host if client else "",
+            address=client_address(visit.request, visit.services.config.trusted_proxies),
             user_agent=visit.request.headers.get("user-agent", ""),
         )
     except (AccessError, TryLaterError, RefusedError) as error:

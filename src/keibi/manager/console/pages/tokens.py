@@ -54,7 +54,7 @@ def _page(visit: Visit, new: NewEnrolmentToken | None) -> Response:
     groups, policies = group_paths(visit), policy_paths(visit)
     command = ""
     if new is not None:
-        with open(visit.services.config.path("certificates", "ca.pem"), "rb") as file:
+        with open(visit.services.config.path("tls", "ca.pem"), "rb") as file:
             command = enrol_command(str(visit.request.base_url).rstrip("/"), new.secret, file.read())
     return visit.page(
         "tokens.html",
