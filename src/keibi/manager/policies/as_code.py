@@ -221,7 +221,7 @@ class PolicyCode:
             parent_path = PATH_SEPARATOR.join(_parts(text.parent))
             if parent_path and parent_path not in ids:
                 raise InputError(
-                    "policy_not_found", f"there is no policy {parent_path!r} to be the parent of {text.name!r}", where=text.path
+                    "parent_unknown", f"there is no policy {parent_path!r} to be the parent of {text.name!r}", where=text.path
                 )
             old = after.branches.get(ids.get(text.path, ""))
             branch = Branch(

@@ -85,7 +85,7 @@ class Proposals:
                         rule_id, [key for key, rule in catalog.items() if rule.module is module_id], n=1
                     )
                     raise InputError(
-                        "rule_not_found",
+                        "rule_unknown",
                         f"{module.title.en} has no rule {rule_id!r}",
                         where=f"{module_id}.rules.{rule_id}",
                         hint=f"did you mean {near[0]!r}?" if near else "see the list of rules",
