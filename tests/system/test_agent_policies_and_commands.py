@@ -100,9 +100,8 @@ def test_a_module_that_is_off_is_told_so(agent, manager):
 def test_nothing_that_is_unchanged_is_sent_again(agent, manager):
     agent.configure(heartbeat_seconds=1)
     agent.start(agent.worker())
-    wait_for(lambda: len(manager.state.heartbeats) >= 5, "five heartbeats")
+    wait_for(lambda: len(manager.state.heartbeats) > 1 and manager.state.heartbeats[-1].status is None, "nothing to tell")
     last = manager.state.heartbeats[-1]
-    assert last.status is None
     assert last.facts is None
     assert last.status_digest
     assert manager.state.heartbeats[0].status.capabilities is not None

@@ -21,7 +21,7 @@ from keibi.contract.heartbeat import HeartbeatRequest, WakeResponse
 from keibi.contract.policy import EffectivePolicy
 from keibi.errors import KeibiError, TryLaterError
 
-FIRST_WITHIN_SECONDS = 1.0
+FIRST_WITHIN_SECONDS = 0.25
 LEAST_BETWEEN_SECONDS = 0.2
 STATUS_CHANGE_SECONDS = 5.0
 """How soon a changed status is told, at most this often."""
