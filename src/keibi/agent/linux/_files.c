@@ -726,20 +726,23 @@ static PyObject *answer_of(struct directory *directory)
                          problem_bytes);
 }
 
-PyDoc_STRVAR(take_doc, "take(is_waiting) -> list of (ticket, outcomes, digests, problems)\n\n"
-                       "Return what is finished; waits for the first when asked to and when there is work outstanding.");
+PyDoc_STRVAR(take_doc, "take(wait_seconds) -> list of (ticket, outcomes, digests, problems)\n\n"
+                       "Return what is finished; waits so long for the first when there is work outstanding.");
 
 static PyObject *queue_take(PyObject *self, PyObject *arguments)
 {
     HashQueue *queue = (HashQueue *)self;
-    int is_waiting;
-    if (!PyArg_ParseTuple(arguments, "p", &is_waiting))
+    double wait_seconds;
+    if (!PyArg_ParseTuple(arguments, "d", &wait_seconds))
         return NULL;
     struct list finished;
+    double until = seconds(CLOCK_REALTIME) + wait_seconds;
+    struct timespec deadline = {.tv_sec = (time_t)until, .tv_nsec = (long)((until - (double)(time_t)until) * 1e9)};
+    int is_late = wait_seconds <= 0;
     Py_BEGIN_ALLOW_THREADS
     pthread_mutex_lock(&queue->lock);
-    while (is_waiting && !queue->finished.first && queue->outstanding && !queue->is_cancelled)
-        pthread_cond_wait(&queue->more_answers, &queue->lock);
+    while (!is_late && !queue->finished.first && queue->outstanding && !queue->is_cancelled)
+        is_late = pthread_cond_timedwait(&queue->more_answers, &queue->lock, &deadline) != 0;
     finished = queue->finished;
     queue->finished.first = queue->finished.last = NULL;
     pthread_mutex_unlock(&queue->lock);

@@ -62,8 +62,8 @@ class HashQueue(Protocol):
     def run(self) -> None:
         """Hash until the queue is closed and empty, or cancelled."""
 
-    def take(self, is_waiting: bool, /) -> list[tuple[int, bytes, bytes, bytes]]:
-        """Return the finished directories (as `Answer`); waits for the first if asked to and work is outstanding."""
+    def take(self, wait_seconds: float, /) -> list[tuple[int, bytes, bytes, bytes]]:
+        """Return the finished directories (as `Answer`); waits so long for the first when work is outstanding."""
 
     def pace(self) -> None:
         """Sleep while this process has used more than its share."""
@@ -294,11 +294,11 @@ class PythonHashQueue:
                 self.pace()
             self._record(directory, index, outcome, problem, digest)
 
-    def take(self, is_waiting: bool, /) -> list[tuple[int, bytes, bytes, bytes]]:
+    def take(self, wait_seconds: float, /) -> list[tuple[int, bytes, bytes, bytes]]:
         """Return the finished directories."""
         with self._changed:
-            while is_waiting and not self._finished and self._outstanding and not self._is_cancelled:
-                self._changed.wait()
+            if wait_seconds > 0:
+                self._changed.wait_for(lambda: self._finished or not self._outstanding or self._is_cancelled, wait_seconds)
             finished, self._finished = self._finished, []
         return list(finished)
 

@@ -391,7 +391,7 @@ def _damage_of(connection: sqlite3.Connection) -> str:
         answer = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
     except sqlite3.DatabaseError as error:
         return str(error)
-    return "" if answer == "ok" else answer
+    return "" if answer == "ok" else answer.removeprefix("*** in database main ***\n")
 
 
 def _set_aside(path: str, damage: str) -> RefusedError:

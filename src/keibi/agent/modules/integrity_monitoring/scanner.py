@@ -35,6 +35,7 @@ from keibi.agent.modules.integrity_monitoring.walk import Visit, Walk
 _MAX_WAITING_DIRECTORIES = 2000
 _MAX_WAITING_ENTRIES = 50_000
 _PROGRESS_SECONDS = 0.5
+_WAIT_SECONDS = 0.2  # between two looks whether the scan was cancelled, while a huge file is read
 _COMMIT_PAGES = 4000
 
 
@@ -178,13 +179,17 @@ class Scanner:
             self.summary.hashed_count, self.summary.hashed_bytes, _, _ = queue.counts()
 
     def _take(self, queue: HashQueue, *, is_last: bool = False) -> Iterator[tuple[_Pending, Answer]]:
-        is_full = len(self._pending) >= _MAX_WAITING_DIRECTORIES or self._pending_entries >= _MAX_WAITING_ENTRIES
-        if not is_full and not is_last and len(self._pending) % 64:
-            return
-        for answer in map(Answer._make, queue.take(is_full or is_last)):
-            pending = self._pending.pop(answer.ticket)
-            self._pending_entries -= pending.visit.count
-            yield pending, answer
+        """Yield what is hashed. Waits only when too much is under way, and at the end, for a moment."""
+        while self._pending and not self._plan.is_cancelled():
+            is_full = len(self._pending) >= _MAX_WAITING_DIRECTORIES or self._pending_entries >= _MAX_WAITING_ENTRIES
+            if not is_full and not is_last and len(self._pending) % 64:
+                return
+            for answer in map(Answer._make, queue.take(_WAIT_SECONDS if is_full or is_last else 0.0)):
+                pending = self._pending.pop(answer.ticket)
+                self._pending_entries -= pending.visit.count
+                yield pending, answer
+            if not is_full:
+                return
 
     def _tell(self, queue: HashQueue, current: bytes) -> None:
         if self.summary.directory_count % 64 == 0:
