@@ -8,8 +8,6 @@ import time
 
 import msgspec
 import pytest
-from agent_manager import Authority, ManagerState, TestManager
-from agent_run import AgentRun, wait_for
 
 from keibi.agent.identity import IdentityStore, public_bytes
 from keibi.agent.session import AccessTokens, ManagerSession
@@ -17,6 +15,8 @@ from keibi.agent.transport import endpoint_of
 from keibi.contract.codec import CONTENT_TYPE
 from keibi.contract.heartbeat import HeartbeatRequest, HeartbeatResponse, WakeResponse
 from keibi.errors import AccessError, InputError, RefusedError, TryLaterError
+from tests.system.agent_manager import Authority, ManagerState, TestManager
+from tests.system.agent_run import AgentRun, wait_for
 
 BEAT = HeartbeatRequest(0, "", "")
 

@@ -3,11 +3,11 @@
 import time
 
 import pytest
-from agent_manager import Authority, ManagerState, TestManager
-from agent_run import AgentRun, core_memory_bytes, is_alive, policy, wait_for
 
 from keibi.contract.commands import Command, CommandKind
 from keibi.contract.names import ModuleId
+from tests.system.agent_manager import Authority, ManagerState, TestManager
+from tests.system.agent_run import AgentRun, core_memory_bytes, is_alive, policy, wait_for
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 import subprocess
 
 import pytest
-from agent_manager import Authority, ManagerState, TestManager
-from agent_run import AgentRun, wait_for
+
+from tests.system.agent_manager import Authority, ManagerState, TestManager
+from tests.system.agent_run import AgentRun, wait_for
 
 
 @pytest.fixture

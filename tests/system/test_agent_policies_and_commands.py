@@ -5,13 +5,13 @@ import time
 
 import msgspec
 import pytest
-from agent_manager import Authority, ManagerState, TestManager
-from agent_run import AgentRun, policy, wait_for
 
 from keibi.contract.codec import encode
 from keibi.contract.commands import Command, CommandKind, CommandState
 from keibi.contract.names import ModuleId
 from keibi.contract.policy import ModuleState
+from tests.system.agent_manager import Authority, ManagerState, TestManager
+from tests.system.agent_run import AgentRun, policy, wait_for
 
 INTEGRITY = ModuleId.INTEGRITY_MONITORING
 

@@ -3,8 +3,6 @@
 import asyncio
 import sys
 
-from agent_run import WORKER, policy
-
 from keibi.agent.lane import Lane
 from keibi.agent.log import Log
 from keibi.agent.policy_application import PolicyApplication
@@ -13,6 +11,7 @@ from keibi.agent.ports import Applied
 from keibi.agent.status import StatusBoard
 from keibi.agent.worker_link import WorkerLink, WorkerSpec
 from keibi.contract.names import ModuleId
+from tests.system.agent_run import WORKER, policy
 
 INTEGRITY = ModuleId.INTEGRITY_MONITORING
 

@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from agent_manager import Authority, ManagerState, TestManager
-from agent_run import WORKER, AgentRun, is_alive, policy, wait_for
 
 from keibi.errors import InputError, TryLaterError
+from tests.system.agent_manager import Authority, ManagerState, TestManager
+from tests.system.agent_run import WORKER, AgentRun, is_alive, policy, wait_for
 
 
 @pytest.fixture
