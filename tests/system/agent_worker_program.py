@@ -167,7 +167,7 @@ class Worker:
             os._exit(4)
         if restore := command.arguments.get("restore"):
             wanted = {**restore, "path": restore["path"].encode(), "content": restore["content"].encode()}
-            self.write(Answer(CommandResult(command.command_id, CommandState.DONE, result={"restore": wanted})))
+            self.write(Answer(CommandResult(command.command_id, CommandState.DONE, result=wanted)))
             return
         if command.arguments.get("hang"):
             return

@@ -1,6 +1,6 @@
 """RESTORE: the module's worker, which may read but not write, says what a file shall be; the core, which is root, writes it.
 
-The worker answers `Run(RESTORE)` with state DONE and `result = {"restore": FileToRestore}`; its answer stays inside the agent.
+The worker answers `Run(RESTORE)` with state DONE and a `FileToRestore` as its result; that stays inside the agent.
 Any other state is the answer to whoever asked. The path must be the one that the command names as `key` (escaped): a worker
 that hostile content has taken over could otherwise have any file written. The worker gets no second word: what changed it
 sees like any other change.
@@ -46,10 +46,6 @@ class RestoresFiles(Protocol):
         """Make the file so, if what is there has `expected_hash` ("": nothing is there; None: whatever is there)."""
 
 
-class _WorkersAnswer(msgspec.Struct, frozen=True):
-    restore: FileToRestore
-
-
 def restoration(
     restore_file: RestoresFiles, lane: Lane
 ) -> Callable[[Callable[[Command], Awaitable[CommandResult]]], Callable[[Command], Awaitable[CommandResult]]]:
@@ -61,7 +57,7 @@ def restoration(
             if answer.state is not CommandState.DONE:
                 return answer
             try:
-                wanted = msgspec.convert(answer.result, _WorkersAnswer).restore
+                wanted = msgspec.convert(answer.result, FileToRestore)
             except msgspec.ValidationError as error:
                 raise RefusedError("restore_unclear", f"the worker did not say what to restore: {error}") from error
             name = escape_name(wanted.path)
