@@ -14,6 +14,8 @@ from keibi.contract.names import ModuleId
 from keibi.contract.policy import ModuleState
 from keibi.contract.status import AgentStatus, Capability, Health, ModuleStatus, NotEnforced, SpoolStatus
 
+METRICS_TOLD_AT_ONCE = frozenset({"drifts_waiting_count", "last_scan_at", "next_scan_at", "worker_restarts_count"})
+"""Metrics whose change is worth a heartbeat. The others (memory, queue lengths, counts that creep) come with the next whole status."""
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -70,8 +72,9 @@ class StatusBoard:
 
     def module_says(self, status: ModuleStatus) -> None:
         """Note a module's own report."""
-        if self._modules.get(status.module) != status:
-            self._modules[status.module] = status
+        former = self._modules.get(status.module)
+        self._modules[status.module] = status
+        if former is None or _steady(former) != _steady(status):
             self.version += 1
 
     def policy_is(self, generation: int, error: str, wanted: dict[ModuleId, ModuleState]) -> None:
@@ -134,6 +137,7 @@ def status_digest(status: AgentStatus) -> str:
         memory_bytes=0,
         cpu_seconds=0.0,
         spool=SpoolStatus(dropped_count=status.spool.dropped_count),
+        modules=[_steady(module) for module in status.modules],
     )
     return digest(steady)
 
@@ -141,6 +145,11 @@ def status_digest(status: AgentStatus) -> str:
 def digest(value: msgspec.Struct) -> str:
     """Return 32 hex digits that stand for a value."""
     return hashlib.blake2b(msgspec.msgpack.encode(value), digest_size=16).hexdigest()
+
+
+def _steady(status: ModuleStatus) -> ModuleStatus:
+    told = {name: value for name, value in status.metrics.items() if name in METRICS_TOLD_AT_ONCE}
+    return msgspec.structs.replace(status, metrics=told)
 
 
 def _usage(pid: int) -> tuple[int, float]:

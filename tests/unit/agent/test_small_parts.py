@@ -23,8 +23,9 @@ from keibi.agent.safe_mode import ALL_WORKERS, SafeMode, StartRecord
 from keibi.agent.status import StatusBoard, status_digest
 from keibi.agent.transport import Backoff
 from keibi.contract.commands import CommandResult, CommandState
+from keibi.contract.names import ModuleId
 from keibi.contract.policy import EffectivePolicy
-from keibi.contract.status import SpoolStatus
+from keibi.contract.status import Health, ModuleStatus, SpoolStatus
 from keibi.errors import InputError, TryLaterError
 
 # --- configuration
@@ -303,6 +304,16 @@ def test_clock_and_load_do_not_change_the_digest_of_a_status_but_a_refused_polic
     board = StatusBoard([])
     first = status_digest(board.build(SpoolStatus(), []))
     assert status_digest(board.build(SpoolStatus(waiting_count=5), [])) == first
+    module = ModuleStatus(ModuleId.INTEGRITY_MONITORING, Health.ACTIVE, metrics={"worker_memory_bytes": 1.0})
+    board.module_says(module)
+    first, version = status_digest(board.build(SpoolStatus(), [])), board.version
+    board.module_says(msgspec.structs.replace(module, metrics={"worker_memory_bytes": 2.0}))
+    assert (status_digest(board.build(SpoolStatus(), [])), board.version) == (first, version)
+    assert board.build(SpoolStatus(), []).modules[0].metrics == {"worker_memory_bytes": 2.0}
+    board.module_says(msgspec.structs.replace(module, metrics={"drifts_waiting_count": 1.0}))
+    assert status_digest(board.build(SpoolStatus(), [])) != first
+    assert board.version > version
+    first = status_digest(board.build(SpoolStatus(), []))
     board.policy_is(1, "refused", {})
     assert status_digest(board.build(SpoolStatus(), [])) != first
 
