@@ -260,7 +260,7 @@ GROUP BY value HAVING value != '' ORDER BY count DESC, value LIMIT {limit}"""
                 if rows:
                     return rows[0]
         raise InputError(
-            "event_unknown",
+            "event_not_found",
             f"there is no event {event_id[:64]!r}",
             hint="it may have been removed by retention, or is not yours to see",
         )
