@@ -21,7 +21,8 @@
 #include <unistd.h>
 
 #define DIGEST_BYTES 32
-#define BUFFER_BYTES (128 * 1024) /* stays in the second-level cache between the kernel's copy and the hash */
+#define BUFFER_BYTES (128 * 1024)         /* stays in the second-level cache between the kernel's copy and the hash */
+#define FOREIGN_BUFFER_BYTES (1024 * 1024) /* for a hash in Python: each bufferful costs the interpreter lock once */
 #define PACE_BYTES (1024 * 1024)
 #define WISH_CONTENT 2
 
@@ -340,7 +341,17 @@ typedef struct {
     unsigned long long max_content_bytes;
     unsigned long long hashed_count, hashed_bytes, waiting_bytes;
     EVP_MD *algorithm;
+    PyObject *new_hasher; /* NULL for SHA-256, which is OpenSSL's; else called in Python */
 } HashQueue;
+
+/* One thread's way to hash. For a hash in Python, `thread` is its saved state and `hasher` the running hash. */
+struct worker {
+    unsigned char *buffer;
+    size_t buffer_bytes;
+    EVP_MD_CTX *context;
+    PyThreadState *thread;
+    PyObject *new_hasher, *hasher;
+};
 
 static void list_push(struct list *list, struct directory *directory)
 {
@@ -417,6 +428,59 @@ static void pace(HashQueue *queue)
     }
 }
 
+/* Feeds a running hash in Python, after making it if there is none yet. Returns 0 when Python raised. */
+static int foreign_update(struct worker *worker, size_t size)
+{
+    PyEval_RestoreThread(worker->thread);
+    PyObject *view = PyMemoryView_FromMemory((char *)worker->buffer, (Py_ssize_t)size, PyBUF_READ);
+    PyObject *result = NULL;
+    if (view && !worker->hasher)
+        result = worker->hasher = PyObject_CallOneArg(worker->new_hasher, view);
+    else if (view && (result = PyObject_CallMethod(worker->hasher, "update", "O", view)))
+        Py_DECREF(result);
+    Py_XDECREF(view);
+    if (!result)
+        PyErr_WriteUnraisable(worker->new_hasher);
+    worker->thread = PyEval_SaveThread();
+    return result != NULL;
+}
+
+/* Ends a running hash in Python; `digest` may be NULL when it is not wanted. Returns 0 when Python raised. */
+static int foreign_end(struct worker *worker, uint8_t *digest)
+{
+    int is_good = 1;
+    PyEval_RestoreThread(worker->thread);
+    if (digest) {
+        PyObject *result = PyObject_CallMethod(worker->hasher, "digest", NULL);
+        is_good = result && PyBytes_Check(result) && PyBytes_GET_SIZE(result) == DIGEST_BYTES;
+        if (is_good)
+            memcpy(digest, PyBytes_AS_STRING(result), DIGEST_BYTES);
+        else if (!result)
+            PyErr_WriteUnraisable(worker->new_hasher);
+        Py_XDECREF(result);
+    }
+    Py_CLEAR(worker->hasher);
+    worker->thread = PyEval_SaveThread();
+    return is_good;
+}
+
+static int hash_begin(HashQueue *queue, struct worker *worker)
+{
+    return worker->new_hasher || EVP_DigestInit_ex2(worker->context, queue->algorithm, NULL);
+}
+
+static int hash_update(struct worker *worker, size_t size)
+{
+    return worker->new_hasher ? foreign_update(worker, size) : EVP_DigestUpdate(worker->context, worker->buffer, size);
+}
+
+static int hash_end(struct worker *worker, uint8_t *digest)
+{
+    if (!worker->new_hasher)
+        return EVP_DigestFinal_ex(worker->context, digest, NULL);
+    return (worker->hasher || foreign_update(worker, 0)) && foreign_end(worker, digest);
+}
+
 static int answer_of_open(int problem)
 {
     return problem == ENOENT || problem == ENOTDIR || problem == ELOOP ? VANISHED : UNREADABLE;
@@ -433,7 +497,7 @@ static int is_same(int descriptor, const struct packed_state *expected, int *is_
     return memcmp(&now, expected, sizeof now) == 0;
 }
 
-static enum outcome hash_file(HashQueue *queue, EVP_MD_CTX *context, unsigned char *buffer, int directory, const char *name,
+static enum outcome hash_file(HashQueue *queue, struct worker *worker, int directory, const char *name,
                               const struct packed_state *expected, uint8_t *digest, int32_t *problem)
 {
     const int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY;
@@ -457,7 +521,7 @@ static enum outcome hash_file(HashQueue *queue, EVP_MD_CTX *context, unsigned ch
         outcome = is_regular ? UNSTABLE : VANISHED;
         goto out;
     }
-    if (!EVP_DigestInit_ex2(context, queue->algorithm, NULL)) {
+    if (!hash_begin(queue, worker)) {
         *problem = EIO;
         goto out;
     }
@@ -465,7 +529,7 @@ static enum outcome hash_file(HashQueue *queue, EVP_MD_CTX *context, unsigned ch
     /* Not one byte more than lstat said is read: a file that grows without end is caught by the second fstat. */
     while (total < expected->size) {
         uint64_t left = expected->size - total;
-        ssize_t got = read(descriptor, buffer, left < BUFFER_BYTES ? left : BUFFER_BYTES);
+        ssize_t got = read(descriptor, worker->buffer, left < worker->buffer_bytes ? left : worker->buffer_bytes);
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0) {
@@ -476,7 +540,7 @@ static enum outcome hash_file(HashQueue *queue, EVP_MD_CTX *context, unsigned ch
             outcome = UNSTABLE;
             goto out;
         }
-        if (!EVP_DigestUpdate(context, buffer, (size_t)got)) {
+        if (!hash_update(worker, (size_t)got)) {
             *problem = EIO;
             goto out;
         }
@@ -488,12 +552,14 @@ static enum outcome hash_file(HashQueue *queue, EVP_MD_CTX *context, unsigned ch
                 goto out;
         }
     }
-    if (!EVP_DigestFinal_ex(context, digest, NULL)) {
+    if (!hash_end(worker, digest)) {
         *problem = EIO;
         goto out;
     }
     outcome = is_same(descriptor, expected, &is_regular) ? HASHED : UNSTABLE;
 out:
+    if (worker->hasher)
+        foreign_end(worker, NULL);
     close(descriptor);
     return outcome;
 }
@@ -532,7 +598,7 @@ static struct directory *next_file(HashQueue *queue, Py_ssize_t *index, const ch
     return NULL;
 }
 
-static void work(HashQueue *queue, EVP_MD_CTX *context, unsigned char *buffer)
+static void work(HashQueue *queue, struct worker *worker)
 {
     Py_ssize_t index;
     const char *name;
@@ -547,7 +613,7 @@ static void work(HashQueue *queue, EVP_MD_CTX *context, unsigned char *buffer)
             outcome = answer_of_open(directory->open_problem);
             directory->problems[index] = directory->open_problem;
         } else
-            outcome = hash_file(queue, context, buffer, directory->descriptor, name, expected, directory->digests[index],
+            outcome = hash_file(queue, worker, directory->descriptor, name, expected, directory->digests[index],
                                 &directory->problems[index]);
         directory->outcomes[index] = (uint8_t)outcome;
         unpaced += expected->size + 16 * 1024; /* opening and closing costs about what so many bytes do */
@@ -576,11 +642,12 @@ static void work(HashQueue *queue, EVP_MD_CTX *context, unsigned char *buffer)
 
 static int queue_init(PyObject *self, PyObject *arguments, PyObject *keywords)
 {
-    static char *names[] = {"share", "max_content_bytes", NULL};
+    static char *names[] = {"share", "max_content_bytes", "new_hasher", NULL};
+    PyObject *new_hasher = Py_None;
     HashQueue *queue = (HashQueue *)self;
     double share = 0;
     unsigned long long max_content_bytes = 0;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "|dK", names, &share, &max_content_bytes))
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "|dKO", names, &share, &max_content_bytes, &new_hasher))
         return -1;
     if (queue->is_ready) {
         PyErr_SetString(PyExc_RuntimeError, "the queue is set up already");
@@ -594,6 +661,7 @@ static int queue_init(PyObject *self, PyObject *arguments, PyObject *keywords)
         PyErr_SetString(PyExc_RuntimeError, "OpenSSL has no SHA-256");
         return -1;
     }
+    queue->new_hasher = new_hasher == Py_None ? NULL : Py_NewRef(new_hasher);
     queue->share = share;
     queue->max_content_bytes = max_content_bytes;
     queue->window_cpu = seconds(CLOCK_PROCESS_CPUTIME_ID);
@@ -616,6 +684,7 @@ static void queue_dealloc(PyObject *self)
         pthread_cond_destroy(&queue->more_work);
         pthread_cond_destroy(&queue->more_answers);
         EVP_MD_free(queue->algorithm);
+        Py_XDECREF(queue->new_hasher);
     }
     type->tp_free(self);
     Py_DECREF(type);
@@ -689,18 +758,20 @@ PyDoc_STRVAR(run_doc, "run()\n\nHash until the queue is closed and empty, or can
 static PyObject *queue_run(PyObject *self, PyObject *Py_UNUSED(arguments))
 {
     HashQueue *queue = (HashQueue *)self;
-    unsigned char *buffer = aligned_alloc(4096, BUFFER_BYTES);
-    EVP_MD_CTX *context = EVP_MD_CTX_new();
-    if (!buffer || !context) {
-        free(buffer);
-        EVP_MD_CTX_free(context);
+    struct worker worker = {.new_hasher = queue->new_hasher};
+    worker.buffer_bytes = queue->new_hasher ? FOREIGN_BUFFER_BYTES : BUFFER_BYTES;
+    worker.buffer = aligned_alloc(4096, worker.buffer_bytes);
+    worker.context = EVP_MD_CTX_new();
+    if (!worker.buffer || !worker.context) {
+        free(worker.buffer);
+        EVP_MD_CTX_free(worker.context);
         return PyErr_NoMemory();
     }
-    Py_BEGIN_ALLOW_THREADS
-    work(queue, context, buffer);
-    Py_END_ALLOW_THREADS
-    free(buffer);
-    EVP_MD_CTX_free(context);
+    worker.thread = PyEval_SaveThread();
+    work(queue, &worker);
+    PyEval_RestoreThread(worker.thread);
+    free(worker.buffer);
+    EVP_MD_CTX_free(worker.context);
     Py_RETURN_NONE;
 }
 
@@ -813,7 +884,7 @@ static PyMethodDef queue_methods[] = {
 };
 
 static PyType_Slot queue_slots[] = {
-    {Py_tp_doc, (void *)PyDoc_STR("HashQueue(share=0.0, max_content_bytes=0)\n\nSee file_queue.HashQueue.")},
+    {Py_tp_doc, (void *)PyDoc_STR("HashQueue(share=0.0, max_content_bytes=0, new_hasher=None)\n\nSee file_queue.HashQueue.")},
     {Py_tp_new, PyType_GenericNew},
     {Py_tp_init, queue_init},
     {Py_tp_dealloc, queue_dealloc},

@@ -1,5 +1,11 @@
+from collections.abc import Callable
+
+from keibi.agent.linux.files import Hasher
+
 class HashQueue:
-    def __init__(self, share: float = 0.0, max_content_bytes: int = 0) -> None: ...
+    def __init__(
+        self, share: float = 0.0, max_content_bytes: int = 0, new_hasher: Callable[[memoryview], Hasher] | None = None
+    ) -> None: ...
     def add(
         self, ticket: int, root_descriptor: int, path: bytes, names: bytes, states: bytes, wishes: bytes, is_loose: bool, /
     ) -> None: ...

@@ -15,6 +15,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+import blake3
+
 from keibi.agent.linux.files import (
     PACKED_STATE,
     READ_BYTES,
@@ -103,9 +105,10 @@ class FileReader:
     mark_xattrs: MarkXattrs
 
     def new_queue(self, algorithm: str, *, share: float = 0.0, max_content_bytes: int = 0) -> HashQueue:
-        """Return an empty queue. BLAKE3 is always hashed by the `blake3` package; only SHA-256 has a C part here."""
-        if self.is_native and algorithm == "sha256":
-            queue: HashQueue = importlib.import_module("keibi.agent.linux._files").HashQueue(share, max_content_bytes)
+        """Return an empty queue. SHA-256 is OpenSSL's; BLAKE3 is the `blake3` package's, called by the C part bufferwise."""
+        if self.is_native:
+            new_hasher = None if algorithm == "sha256" else blake3.blake3
+            queue: HashQueue = importlib.import_module("keibi.agent.linux._files").HashQueue(share, max_content_bytes, new_hasher)
             return queue
         return PythonHashQueue(algorithm, share=share, max_content_bytes=max_content_bytes)
 
@@ -243,7 +246,7 @@ class _Pace:
 
 
 class PythonHashQueue:
-    """`HashQueue` in Python: the twin of the C part, and the one that can BLAKE3."""
+    """`HashQueue` in Python: the twin of the C part."""
 
     def __init__(self, algorithm: str, *, share: float = 0.0, max_content_bytes: int = 0) -> None:
         self._algorithm = algorithm
