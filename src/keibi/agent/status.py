@@ -15,7 +15,7 @@ from keibi.contract.policy import ModuleState
 from keibi.contract.status import AgentStatus, Capability, Health, ModuleStatus, NotEnforced, SpoolStatus
 
 METRICS_TOLD_AT_ONCE = frozenset({"drifts_waiting_count", "last_scan_at", "next_scan_at", "worker_restarts_count"})
-"""Metrics whose change is worth a heartbeat. The others (memory, queue lengths, counts that creep) come with the next whole status."""
+"""Metrics whose change is worth a heartbeat. Others (memory, queues, counts that creep) come with the next whole status."""
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
