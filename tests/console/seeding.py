@@ -15,7 +15,7 @@ from keibi.contract.enrolment import ComputerFacts
 from keibi.contract.events import Actor, Event, EventBatch, EventReceipt
 from keibi.contract.heartbeat import HeartbeatRequest, HeartbeatResponse
 from keibi.contract.names import ModuleId, Severity, new_id
-from keibi.contract.status import AgentStatus, Capability, Health, ModuleStatus, NotEnforced, SpoolStatus
+from keibi.contract.status import AgentStatus, Capability, Health, ModuleStatus, SpoolStatus
 
 DIFFERENCE = """\
 --- /etc/ssh/sshd_config

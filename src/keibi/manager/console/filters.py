@@ -47,7 +47,7 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "tags": N_("Tags"),
     }
 )
-DEFAULT_COLUMNS = ("time", "severity", "what", "computer", "rule", "tags")
+DEFAULT_COLUMNS = ("time", "severity", "what", "computer", "rule")
 TEXT_NAMES = ("q", "rule", "tag", "user", "process", "subject")
 NAMES = ("module", "kind", "severity", "action", "computer", *TEXT_NAMES, "period", "since", "until", "order")
 

@@ -63,20 +63,19 @@ class Format:
 
     def duration(self, seconds: float) -> str:
         """Return a length of time in its largest fitting unit."""
-        count = self.catalogue.ngettext
         if seconds < 1:
             return self.catalogue.gettext("%(number)s ms") % {"number": round(seconds * 1000)}
         if seconds < 90:
             number = round(seconds)
-            return count("%(number)s second", "%(number)s seconds", number) % {"number": number}
+            return self.catalogue.ngettext("%(number)s second", "%(number)s seconds", number) % {"number": number}
         if seconds < 90 * MINUTE:
             number = round(seconds / MINUTE)
-            return count("%(number)s minute", "%(number)s minutes", number) % {"number": number}
+            return self.catalogue.ngettext("%(number)s minute", "%(number)s minutes", number) % {"number": number}
         if seconds < 36 * HOUR:
             number = round(seconds / HOUR)
-            return count("%(number)s hour", "%(number)s hours", number) % {"number": number}
+            return self.catalogue.ngettext("%(number)s hour", "%(number)s hours", number) % {"number": number}
         number = round(seconds / DAY)
-        return count("%(number)s day", "%(number)s days", number) % {"number": number}
+        return self.catalogue.ngettext("%(number)s day", "%(number)s days", number) % {"number": number}
 
     def number(self, value: float | None) -> str:
         """Return a number with its thousands grouped."""

@@ -49,8 +49,8 @@ def load_catalogue(language: str, directory: pathlib.Path = LOCALE_DIRECTORY) ->
         if not entry.id or entry.fuzzy:
             continue
         if isinstance(entry.id, tuple):
-            plurals[entry.id[0]] = tuple(entry.string)
-        elif isinstance(entry.string, str):
+            plurals[entry.id[0]] = tuple(entry.string or ())
+        elif isinstance(entry.id, str) and isinstance(entry.string, str):
             messages[entry.id] = entry.string
     return Catalogue(language, messages, plurals)
 

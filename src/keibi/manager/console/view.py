@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from keibi.manager.console import error_words
 from keibi.manager.console.assets import Assets, load_assets
 from keibi.manager.console.labels import label, module_title
 from keibi.manager.console.language import LANGUAGES, Catalogue, load_catalogue
@@ -50,6 +51,8 @@ class View:
             language=catalogue.language,
             label=lambda group, value: label(catalogue, group, value),
             module_title=lambda module: module_title(catalogue, module),
+            told=lambda error: error_words.told(catalogue, error),
+            hint_of=lambda error: error_words.hint(catalogue, error),
             sentence=lambda event, details=None: sentence(catalogue, event, details),
         )
         return environment

@@ -70,7 +70,7 @@ def events(visit: Visit) -> Response:
     page = visit.services.events.search(visit.principal, query, visit.query.get("cursor"), EVENTS_LIMIT)
     page = type(page)(page.items, page.next_cursor, visit.services.events.count(visit.principal, query))
     values = row_values(visit, page.items)
-    values["columns"] = ("time", "severity", "what", "rule", "user", "tags")
+    values["columns"] = ("time", "severity", "what", "rule", "user")
     return _tab(visit, computer, "computer_events.html", page=page, **values)
 
 

@@ -30,7 +30,7 @@ from keibi.manager.console.language import N_
 from keibi.manager.console.names import computer_choices, computer_names, rule_titles
 from keibi.manager.console.security import PAGE_HEADERS
 from keibi.manager.console.visit import Visit
-from keibi.manager.events.model import EventRow
+from keibi.manager.events.model import EventRow, SeriesKey
 from keibi.protection.catalog import MODULES
 
 PAGE_LIMIT = 50
@@ -75,7 +75,7 @@ def explorer(visit: Visit) -> Response:
 def series(visit: Visit) -> Response:
     """Return the counts for a chart, as JSON with the words of the reader's language."""
     filter_ = parse_filter(visit.query)
-    by = "module" if visit.query.get("by") == "module" else "severity"
+    by: SeriesKey = "module" if visit.query.get("by") == "module" else "severity"
     found = visit.services.events.series(
         visit.principal, filter_.query(visit.view.now()), SERIES_BUCKETS, by, visit.format.zone_name
     )
@@ -249,7 +249,7 @@ def _with_resolved_fields(visit: Visit) -> str:
                 raise InputError("time_invalid", f"{text[:40]!r} is not a time", where=field) from error
             changes[key] = str(int(at))
             changes["period"] = None
-    return address_of(visit.query, **changes)
+    return address_of(visit.query, "/events", **changes)
 
 
 def _chosen(visit: Visit) -> list[str]:

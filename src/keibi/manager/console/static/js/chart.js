@@ -1,7 +1,7 @@
 // Counts over time as stacked bars. Colours come from the style sheet, so both themes are right.
 
 const started = new WeakSet();
-const TOKENS = { critical: "--critical", high: "--high", medium: "--medium", low: "--low" };
+const TOKENS = { critical: "--chart-critical", high: "--chart-high", medium: "--chart-medium", low: "--chart-low" };
 const OTHERS = ["--accent", "--good", "--high", "--low", "--medium", "--critical"];
 let library;
 

@@ -1,0 +1,99 @@
+"""Errors in the reader's language, by their stable codes. English readers get the message itself, which has the value in it."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from keibi.errors import KeibiError
+from keibi.manager.console.language import DEFAULT_LANGUAGE, N_, Catalogue
+
+WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "account_disabled": N_("This account is disabled."),
+        "api_key_not_found": N_("There is no such API key."),
+        "changed_meanwhile": N_("Somebody else changed this meanwhile. Load the page again and repeat your change."),
+        "command_not_found": N_("There is no such command."),
+        "commands_full": N_("Too many commands wait for this computer. Is its agent running?"),
+        "computer_disabled": N_("This computer is disabled. Enable it first."),
+        "computer_name": N_("A computer's name has 1 to 255 printable characters."),
+        "computer_not_found": N_("There is no such computer."),
+        "credentials_wrong": N_("The user name or the password is not right."),
+        "csrf_token": N_("This page is too old. Load it again and repeat what you did."),
+        "cursor_invalid": N_("This part of the list is not there any more. Start again at the first page."),
+        "event_store_away": N_("The event store is away. It is started again by itself; try again in a moment."),
+        "event_unknown": N_("There is no such event. It may have been removed because it was old, or is not yours to see."),
+        "exclude_outside": N_("A pattern to leave out lies outside what the rule watches."),
+        "foreign_origin": N_("This request came from another site and was refused."),
+        "grant_conflict": N_("This is the last provider: nobody could manage customers any more."),
+        "grant_exists": N_("This user has that role there already."),
+        "group_conflict": N_("The group is not empty. Move what is in it first."),
+        "group_exists": N_("There is a group of that name at this place already."),
+        "group_name": N_("A group's name has 1 to 200 printable characters."),
+        "group_not_found": N_("There is no such group."),
+        "key_name": N_("A key's name has 1 to 100 printable characters."),
+        "locked_out": N_("Too many attempts failed. Wait for a while, then try again."),
+        "more_than_own": N_("You cannot give what you do not have yourself. Ask somebody who has these rights."),
+        "not_allowed": N_("Your role does not allow this. Ask an administrator."),
+        "number_invalid": N_("A whole number is needed here."),
+        "page_failed": N_("Something in the manager went wrong; it is in its log."),
+        "page_not_found": N_("There is no page at this address."),
+        "password_change_required": N_("You must change your password first."),
+        "password_weak": N_("This password is too easy to guess, or the same as before. Use at least 12 characters."),
+        "password_wrong": N_("This password is not right."),
+        "period_empty": N_("The period ends before it begins."),
+        "policy_exists": N_("There is a policy of that name at this place already."),
+        "policy_has_children": N_("There are policies below this one. Move or delete them first."),
+        "policy_in_use": N_("Computers use this policy. Give them another one first."),
+        "policy_name": N_("A policy's name has 1 to 100 printable characters."),
+        "policy_not_found": N_("There is no such policy."),
+        "restore_impossible": N_("The content of this file is not kept on the computer, so it cannot be restored."),
+        "role_conflict": N_("Somebody has this role. Take it back from them first."),
+        "role_exists": N_("There is a role of that name already."),
+        "role_name": N_("A role's name has 1 to 100 printable characters and is not that of a built-in role."),
+        "rule_exists": N_("There is a rule with that id already."),
+        "rule_id_fixed": N_("A rule keeps its id. Make a copy instead."),
+        "rule_in_use": N_("Policies use this rule. Take it out of them first."),
+        "rule_invalid": N_("The rule has problems."),
+        "rule_not_found": N_("There is no such rule."),
+        "rule_shipped": N_("A shipped rule cannot be changed. Copy it and change the copy."),
+        "session_ended": N_("Your session has ended. Sign in again."),
+        "setting_invalid": N_("A value does not fit its setting."),
+        "setting_not_a_number": N_("A whole number is needed here."),
+        "setting_not_a_pair": N_("Write one NAME=value on each line."),
+        "sign_in_busy": N_("Too many people sign in at this moment. Try again in a few seconds."),
+        "tag_invalid": N_("A tag has 1 to 50 visible characters."),
+        "tenant_exists": N_("There is a customer of that name already."),
+        "tenant_is_own": N_("You cannot disable the customer that your own account belongs to."),
+        "tenant_name": N_("A customer's name has 1 to 200 printable characters."),
+        "tenant_not_allowed": N_("There is no such customer, or it is not yours to see."),
+        "tenant_not_chosen": N_("Choose a customer at the top first."),
+        "tenant_not_found": N_("There is no such customer."),
+        "time_invalid": N_("This is not a time."),
+        "token_limits": N_("A token lasts from a minute to a year, for 1 to 1,000,000 computers."),
+        "token_name": N_("A token's name has 1 to 200 printable characters."),
+        "token_not_found": N_("There is no such enrolment token."),
+        "totp_exists": N_("Two-step sign-in is on already."),
+        "totp_required": N_("A one-time code is needed. Open your authenticator app."),
+        "totp_used": N_("This one-time code was used already. Wait for the next one."),
+        "totp_wrong": N_("This code is not right. Is the clock of your telephone right?"),
+        "trial_unreadable": N_("The change cannot be read. Write type, key and change."),
+        "user_exists": N_("This user name is taken."),
+        "user_is_self": N_("You cannot disable yourself."),
+        "user_name": N_("This cannot be a user name."),
+        "user_not_found": N_("There is no such user."),
+    }
+)
+
+
+def told(catalogue: Catalogue, error: KeibiError) -> str:
+    """Return what is wrong. Codes without words of ours keep their English message, so that nothing is hidden."""
+    if catalogue.language != DEFAULT_LANGUAGE and error.code in WORDS:
+        return catalogue.gettext(WORDS[error.code])
+    message = error.message
+    return message[:1].upper() + message[1:] + ("" if message.endswith((".", "!", "?")) else ".")
+
+
+def hint(catalogue: Catalogue, error: KeibiError) -> str:
+    """Return what to do. In another language than English the words for the code say it already."""
+    if catalogue.language != DEFAULT_LANGUAGE and error.code in WORDS:
+        return ""
+    return error.hint[:1].upper() + error.hint[1:]
