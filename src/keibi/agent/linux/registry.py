@@ -156,6 +156,8 @@ def _confine() -> None:
     sandbox.limit_resources(memory_bytes=_MAX_MEMORY_BYTES, cpu_seconds=MAX_SECONDS, file_bytes=0)
     if os.geteuid() == 0:
         sandbox.drop_privileges("nobody")
+    else:
+        sandbox.drop_capabilities()
     try:
         sandbox.restrict_files(readable=())
     except OSError:

@@ -16,6 +16,7 @@ CAPABILITY_NUMBERS = {"CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_NET_A
 """From linux/capability.h."""
 
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 8, 22, 38
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
 _SECCOMP_MODE_FILTER = 2
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
@@ -53,8 +54,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
-def drop_privileges(user: str, keep: Iterable[str] = ()) -> None:
+def drop_privileges(user: str, keep: Iterable[str] = (), *, for_children: bool = False) -> None:
     """Become `user` for good, keeping only the capabilities named in `keep`, and never gain any again.
+
+    With `for_children` the programs that it starts keep them too; else they have none.
 
     Must be called before other threads exist: capabilities belong to threads.
 
@@ -63,15 +66,30 @@ def drop_privileges(user: str, keep: Iterable[str] = ()) -> None:
         OSError: the kernel refuses (not root).
     """
     account = pwd.getpwnam(user)
-    kept = sum(1 << CAPABILITY_NUMBERS[name] for name in keep)
+    numbers = [CAPABILITY_NUMBERS[name] for name in keep]
     _prctl(_PR_SET_KEEPCAPS, 1)
     os.setgroups([])
     os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
     os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
-    header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
-    sets = struct.pack("=6I", kept & 0xFFFFFFFF, kept & 0xFFFFFFFF, 0, kept >> 32, kept >> 32, 0)
-    _check(_libc.capset(header, sets), "capset")
+    _set_capabilities(numbers, is_inheritable=for_children)
+    if for_children:
+        for number in numbers:
+            _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, 0, 0), "prctl ambient")
     forbid_new_privileges()
+
+
+def drop_capabilities() -> None:
+    """Give up every capability, also those inherited from the parent."""
+    _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl ambient")
+    _set_capabilities([], is_inheritable=False)
+
+
+def _set_capabilities(numbers: Iterable[int], *, is_inheritable: bool) -> None:
+    kept = sum(1 << number for number in numbers)
+    inherited = kept if is_inheritable else 0
+    header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
+    low, high = [kept & 0xFFFFFFFF] * 2 + [inherited & 0xFFFFFFFF], [kept >> 32] * 2 + [inherited >> 32]
+    _check(_libc.capset(header, struct.pack("=6I", *low, *high)), "capset")
 
 
 def forbid_new_privileges() -> None:

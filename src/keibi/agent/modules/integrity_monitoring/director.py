@@ -1,0 +1,498 @@
+"""The worker's one decider: policy, real time, schedule, commands, status. Everything comes to it through one inbox."""
+
+import os
+import queue
+import resource
+import sqlite3
+import time
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import cronsim
+import msgspec
+
+from keibi.agent.modules.integrity_monitoring import commands
+from keibi.agent.modules.integrity_monitoring.baseline import VersionKind
+from keibi.agent.modules.integrity_monitoring.content_store import ContentStore
+from keibi.agent.modules.integrity_monitoring.contents import Contents, PackageKnowledge
+from keibi.agent.modules.integrity_monitoring.entities import EntityCollectors
+from keibi.agent.modules.integrity_monitoring.examiner import REAL_TIME, Examiner, Policy
+from keibi.agent.modules.integrity_monitoring.real_time import RealTime
+from keibi.agent.modules.integrity_monitoring.records import recovery_event
+from keibi.agent.modules.integrity_monitoring.scan_plan import ScanProgress
+from keibi.agent.modules.integrity_monitoring.scans import ScanJob, ScanOutcome, Scans, said_of
+from keibi.agent.modules.integrity_monitoring.watching import Watching
+from keibi.agent.ports import (
+    Answer,
+    Applied,
+    Configure,
+    FromWorker,
+    Happening,
+    Observed,
+    Overflowed,
+    Report,
+    Run,
+    Stop,
+    Stored,
+    ToWorker,
+    Watch,
+    WatchRoots,
+)
+from keibi.contract.commands import Command, CommandKind, CommandResult, CommandState
+from keibi.contract.names import ModuleId
+from keibi.contract.policy import ModulePolicy, ModuleState
+from keibi.contract.status import Health, ModuleStatus, NotEnforced
+from keibi.errors import InputError, KeibiError
+from keibi.protection.base import escape_name
+from keibi.protection.integrity_monitoring.engine import FILE_TYPES, compile_rules
+from keibi.protection.integrity_monitoring.rules import EntityType, Rule
+from keibi.protection.integrity_monitoring.settings import IntegrityMonitoringSettings
+
+ENTITY_SECONDS = 10.0
+REPORT_SECONDS = 10.0
+_POLICY_SETTING = "policy"
+_ALGORITHM_SETTING = "algorithm"
+_PORT_HAPPENINGS = (Happening.PORT_OPENED, Happening.PORT_CLOSED)
+
+
+class ScanEnded(msgspec.Struct, frozen=True):
+    """A scan is over; put into the inbox by the scans' thread."""
+
+    job: Any
+    outcome: Any
+
+
+class Director:
+    """Runs until `Stop`."""
+
+    def __init__(
+        self,
+        examiner: Examiner,
+        collectors: EntityCollectors,
+        packages: PackageKnowledge,
+        send: Callable[[FromWorker], None],
+        inbox: "queue.Queue[ToWorker | None]",
+        *,
+        state_directory: str,
+        damage: str = "",
+    ) -> None:
+        self.exit_code = 0
+        self._examiner = examiner
+        self._collectors = collectors
+        self._send = send
+        self._inbox = inbox
+        self._ended: queue.SimpleQueue[ScanEnded] = queue.SimpleQueue()
+        self._state_directory = state_directory
+        self._damage = damage
+        self._policy: Policy | None = None
+        self._state = ModuleState.OFF
+        self._generation = 0
+        self._real_time = RealTime(examiner, packages)
+        self._scans = Scans(
+            examiner, collectors, lambda: self._policy, on_progress=self._scan_goes_on, on_end=self._scan_has_ended
+        )
+        self._is_baseline_there = False
+        self._started_scan = False
+        self._trouble = ""
+        self._again: ToWorker | None = None
+        self._scan_problems: list[str] = []
+        self._last_scan: ScanOutcome | None = None
+        self._last_scan_at = 0.0
+        self._progress: tuple[str, float] | None = None
+        self._next_scan_at: float | None = None
+        self._next_entities_at = 0.0
+        self._next_report_at = 0.0
+        self._reported: ModuleStatus | None = None
+
+    def run(self) -> None:
+        """Work until told to stop. A disk that is full or read-only is said and waited for; anything else ends the worker."""
+        self._scans.start()
+        try:
+            while self._step():
+                pass
+        except Exception:  # noqa: BLE001  the edge of the thread: whoever is on call must see why
+            traceback.print_exc()
+            self.exit_code = 1
+        finally:
+            self._scans.stop(5.0)
+        if self.exit_code:
+            os._exit(self.exit_code)
+
+    def _step(self) -> bool:
+        message, self._again = self._again or self._next_message(), None
+        try:
+            if message is not None and not self._take(message):
+                return False
+            message = None
+            while True:
+                try:
+                    self._end_scan(self._ended.get_nowait())
+                except queue.Empty:
+                    break
+            self._look()
+            self._send_events()
+            if self._trouble:
+                self._trouble = ""
+                self._report()
+        except (sqlite3.OperationalError, OSError) as error:
+            # Nothing is half done: the transaction was rolled back. What was asked is tried again, what changed is found again.
+            self._again = message
+            self._trouble = f"the baseline cannot be written: {error}"
+            self._report()
+            time.sleep(1.0)
+        if time.monotonic() >= self._next_report_at:
+            self._report()
+        return True
+
+    def _next_message(self) -> ToWorker | None:
+        due = self._real_time.next_due_seconds()
+        wait = min(0.5 if due is None else due, 0.5) if not self._is_building() else 0.2
+        try:
+            message = self._inbox.get(timeout=max(0.005, wait))
+        except queue.Empty:
+            return None
+        return Stop() if message is None else message
+
+    def _take(self, message: ToWorker) -> bool:
+        match message:
+            case Configure():
+                self._configure(message.generation, message.policy)
+            case Observed():
+                self._observe(message)
+            case Overflowed():
+                self._recover(message)
+            case Run():
+                self._command(message.command)
+            case Stored():
+                with self._examiner.lock:
+                    self._examiner.outbox.forget(message.through)
+            case Stop():
+                return False
+            case WatchRoots():
+                return True
+        return True
+
+    # --- policy
+
+    def _configure(self, generation: int, policy: ModulePolicy) -> None:
+        try:
+            compiled_policy = self._compile(generation, policy)
+        except KeibiError as error:
+            self._send(Applied(generation, str(error)))
+            return
+        except msgspec.ValidationError as error:
+            self._send(Applied(generation, f"the policy cannot be read: {error}"))
+            return
+        self._scans.cancel_all()
+        with self._examiner.lock:
+            self._policy, self._state, self._generation = compiled_policy, policy.state, generation
+            self._examiner.baseline.put_setting(_POLICY_SETTING, msgspec.json.encode(policy))
+        self._send(Applied(generation))
+        self._plan_schedule()
+        self._tell_sensor()
+        if policy.state is not ModuleState.OFF:
+            self._begin()
+        self._report()
+
+    def _compile(self, generation: int, policy: ModulePolicy) -> Policy:
+        settings = msgspec.json.decode(policy.settings, type=IntegrityMonitoringSettings)
+        if settings.scan_schedule.strip():
+            _check_schedule(settings.scan_schedule)
+        rules = [msgspec.json.decode(rule.body, type=Rule) for rule in policy.rules]
+        watching = Watching(compile_rules(rules, settings), [os.fsencode(os.path.dirname(self._state_directory))])
+        stored = self._examiner.baseline.setting(_ALGORITHM_SETTING)
+        self._examiner.algorithm = stored.decode() if stored else str(settings.hash_algorithm)
+        store = ContentStore(
+            os.path.join(self._state_directory, "contents"), max_total_bytes=settings.content_store_max_megabytes * 1024 * 1024
+        )
+        contents = Contents(store, settings, self._examiner.algorithm)
+        former = self._policy.watching.compiled if self._policy else self._former_rules()
+        return Policy(generation, settings, watching, contents, former)
+
+    def _former_rules(self) -> Any:
+        stored = self._examiner.baseline.setting(_POLICY_SETTING)
+        if stored is None:
+            return None
+        try:
+            policy = msgspec.json.decode(stored, type=ModulePolicy)
+            settings = msgspec.json.decode(policy.settings, type=IntegrityMonitoringSettings)
+            return compile_rules([msgspec.json.decode(rule.body, type=Rule) for rule in policy.rules], settings)
+        except (msgspec.DecodeError, KeibiError):
+            return None  # an older version's policy: what it watched is not known, so nothing is taken silently
+
+    def _begin(self) -> None:
+        """Build the baseline if there is none that is whole; else look for what changed while nobody watched."""
+        with self._examiner.lock:
+            versions = self._examiner.baseline.versions()
+            self._is_baseline_there = any(
+                version.finished_at is not None and version.kind is not VersionKind.REAL_TIME for version in versions
+            )
+        self._scans.ask(ScanJob("start" if self._is_baseline_there else "build"))
+
+    def _tell_sensor(self) -> None:
+        if self._policy is None or self._state is not ModuleState.REAL_TIME:
+            self._send(Watch([]))
+            return
+        compiled = self._policy.watching.compiled
+        wants = {
+            type_: any(one.rule.is_real_time for one in compiled.of_type(type_))
+            for type_ in (EntityType.PROCESS, EntityType.PORT)
+        }
+        self._send(Watch(self._policy.watching.real_time_roots, wants[EntityType.PROCESS], wants[EntityType.PORT]))
+
+    # --- real time
+
+    def _observe(self, message: Observed) -> None:
+        if self._state is not ModuleState.REAL_TIME:
+            return
+        if any(one.happening in _PORT_HAPPENINGS for one in message.observations):
+            self._next_entities_at = 0.0
+        self._real_time.observe(message.observations)
+
+    def _recover(self, message: Overflowed) -> None:
+        if self._policy is None or self._state is not ModuleState.REAL_TIME or not self._is_baseline_there:
+            return
+        with self._examiner.batch(REAL_TIME) as batch:
+            batch.events.append(recovery_event(message.since, message.until, message.reason, self._generation))
+        self._scans.ask(ScanJob("recovery"))
+
+    def _look(self) -> None:
+        policy = self._policy
+        if policy is None or self._state is ModuleState.OFF:
+            return
+        now = time.time()
+        if self._next_scan_at is not None and now >= self._next_scan_at:
+            self._plan_schedule()
+            self._scans.ask(ScanJob("scheduled"))
+        if not self._is_baseline_there or self._is_building():
+            return
+        if self._state is ModuleState.REAL_TIME:
+            self._real_time.run_due(policy)
+            if time.monotonic() >= self._next_entities_at and self._scans.running is None:
+                self._next_entities_at = time.monotonic() + ENTITY_SECONDS
+                self._look_at_entities(policy)
+
+    def _look_at_entities(self, policy: Policy) -> None:
+        compiled = policy.watching.compiled
+        for type_ in sorted(compiled.types - set(FILE_TYPES)):
+            if not any(one.rule.is_real_time for one in compiled.of_type(type_)):
+                continue
+            if not self._collectors.may_have_changed(type_):
+                continue
+            found, _ = self._collectors.collect(type_, compiled)
+            if found is None:
+                continue
+            with self._examiner.batch(REAL_TIME) as batch:
+                # A program that has ended is still a known program: only scans take it for gone.
+                self._examiner.consider_entities(batch, policy, type_, found, only_new=type_ is EntityType.PROCESS)
+
+    def _is_building(self) -> bool:
+        return self._scans.running is not None and self._scans.running.kind == "build"
+
+    # --- scans
+
+    def _plan_schedule(self) -> None:
+        self._next_scan_at = None
+        if self._policy is None or not (schedule := self._policy.settings.scan_schedule.strip()):
+            return
+        self._next_scan_at = next(cronsim.CronSim(schedule, datetime.now().astimezone().replace(tzinfo=None))).timestamp()
+
+    def _scan_goes_on(self, job: ScanJob, progress: ScanProgress, share: float | None) -> None:
+        said = f"{progress.entry_count:,} entries, {progress.hashed_count:,} files read, now {escape_name(progress.current)}"
+        self._progress = (said, share if share is not None else 0.0)
+        if job.command_id:
+            self._send(Answer(CommandResult(job.command_id, CommandState.RUNNING, said, share, at=time.time())))
+
+    def _scan_has_ended(self, job: ScanJob, outcome: ScanOutcome | KeibiError | None) -> None:
+        self._ended.put(ScanEnded(job, outcome))
+
+    def _end_scan(self, ended: ScanEnded) -> None:
+        job: ScanJob = ended.job
+        outcome: ScanOutcome | KeibiError | None = ended.outcome
+        self._progress = None
+        if outcome is None:
+            self._answer(job.command_id, CommandState.FAILED, "the scan was cancelled by a new policy or a stop")
+            return
+        if isinstance(outcome, KeibiError):
+            self._scan_problems = [str(outcome)]
+            self._answer(job.command_id, CommandState.FAILED, str(outcome))
+            self._report()
+            return
+        self._last_scan, self._last_scan_at = outcome, time.time()
+        self._scan_problems = outcome.problems + [
+            f"{escape_name(one.path)}: {one.problem}" for one in outcome.summary.problems[:50]
+        ]
+        if job.kind == "build" and outcome.summary.is_complete:
+            self._is_baseline_there = True
+            self._examiner.baseline.put_setting(_ALGORITHM_SETTING, self._examiner.algorithm.encode())
+        if self._policy is not None and not job.roots and job.kind != "build":
+            self._policy = Policy(
+                self._policy.generation, self._policy.settings, self._policy.watching, self._policy.contents, None
+            )
+        result = {
+            "scan_id": job.scan_id,
+            "entry_count": outcome.summary.entry_count,
+            "hashed_count": outcome.summary.hashed_count,
+            "change_count": outcome.event_count,
+            "problem_count": outcome.summary.problem_count,
+            "seconds": round(outcome.summary.wall_seconds, 3),
+            "baseline_version": outcome.version,
+        }
+        self._answer(job.command_id, CommandState.DONE, said_of(outcome), result)
+        self._report()
+
+    # --- commands
+
+    def _command(self, command: Command) -> None:
+        try:
+            self._carry_out(command)
+        except KeibiError as error:
+            self._answer(command.command_id, CommandState.FAILED, str(error))
+
+    def _carry_out(self, command: Command) -> None:
+        policy, arguments = self._policy, command.arguments
+        if policy is None or self._state is ModuleState.OFF:
+            raise InputError("module_off", "integrity monitoring is off on this computer", hint="turn it on in the policy")
+        match command.kind:
+            case CommandKind.SCAN | CommandKind.REBUILD_BASELINE:
+                self._ask_scan(command, policy)
+                return
+            case _ if self._is_building() or not self._is_baseline_there:
+                raise InputError("baseline_building", "the baseline is being built; ask again when it is there")
+            case CommandKind.LIST_BASELINE:
+                result = commands.list_baseline(self._examiner, arguments)
+            case CommandKind.COMPARE_BASELINE:
+                result = commands.compare_baseline(self._examiner, arguments)
+            case CommandKind.PREVIEW_RESTORE:
+                result = commands.preview_restore(self._examiner, policy, arguments)
+            case CommandKind.RESTORE:
+                result = commands.prepare_restore(self._examiner, policy, arguments)
+            case CommandKind.DECIDE_DRIFT:
+                result = self._decide(arguments)
+            case _:
+                self._answer(command.command_id, CommandState.REFUSED, f"integrity monitoring cannot {command.kind}")
+                return
+        self._answer(command.command_id, CommandState.DONE, "", result)
+
+    def _ask_scan(self, command: Command, policy: Policy) -> None:
+        paths = command.arguments.get("paths", [])
+        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+            raise InputError("argument_invalid", "paths must be a list of paths")
+        roots = tuple(commands.key_of({"key": path}) for path in paths)
+        for root in roots:
+            if not policy.watching.compiled.sets_reaching(root) and not policy.watching.wish_of(root):
+                raise InputError("path_not_watched", f"no rule watches {escape_name(root)}", hint="see the rules of the policy")
+        is_rebuild = command.kind is CommandKind.REBUILD_BASELINE
+        wanted = str(policy.settings.hash_algorithm)
+        if is_rebuild and wanted != self._examiner.algorithm:
+            self._examiner.algorithm = wanted
+            self._is_baseline_there = False
+            self._scans.ask(ScanJob("build", command_id=command.command_id))
+            return
+        kind = "rebuild" if is_rebuild else "manual"
+        if not self._is_baseline_there:
+            kind = "build"
+        self._scans.ask(
+            ScanJob(kind, () if is_rebuild else roots, bool(command.arguments.get("reads_everything")), command.command_id)
+        )
+
+    def _decide(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        decision, drift_ids = arguments.get("decision"), arguments.get("drift_ids")
+        if decision not in ("approve", "reject") or not isinstance(drift_ids, list):
+            raise InputError("argument_invalid", "decision must be approve or reject, and drift_ids a list of ids")
+        decide = self._examiner.approve if decision == "approve" else self._examiner.reject
+        done, unknown = decide([str(drift_id) for drift_id in drift_ids])
+        self._report()
+        return {"decided": done, "unknown": unknown}
+
+    def _answer(self, command_id: str, state: CommandState, message: str, result: dict[str, Any] | None = None) -> None:
+        if command_id:
+            self._send(Answer(CommandResult(command_id, state, message, result=result or {}, at=time.time())))
+
+    # --- events and status
+
+    def _send_events(self) -> None:
+        if self._is_building():
+            return
+        while True:
+            with self._examiner.lock:
+                emit = self._examiner.outbox.next_frame()
+            if emit is None:
+                return
+            self._send(emit)
+
+    def _report(self) -> None:
+        self._next_report_at = time.monotonic() + REPORT_SECONDS
+        status = self._status()
+        if status != self._reported:
+            self._reported = status
+            self._send(Report(status))
+
+    def _status(self) -> ModuleStatus:
+        policy = self._policy
+        if self._trouble and policy is None:
+            return ModuleStatus(ModuleId.INTEGRITY_MONITORING, Health.ERROR, self._trouble)
+        if policy is None or self._state is ModuleState.OFF:
+            return ModuleStatus(ModuleId.INTEGRITY_MONITORING, Health.INACTIVE, policy_generation=self._generation)
+        not_enforced = [
+            NotEnforced(f"{problem.rule_id} {problem.place}", problem.message, "set_left_out")
+            for problem in policy.watching.compiled.problems
+        ]
+        if str(policy.settings.hash_algorithm) != self._examiner.algorithm:
+            not_enforced.append(
+                NotEnforced(
+                    "hash algorithm",
+                    f"the baseline uses {self._examiner.algorithm}; {policy.settings.hash_algorithm} needs a rebuild",
+                    "rebuild_needed",
+                )
+            )
+        health, message = Health.ACTIVE, ""
+        if self._trouble:
+            health, message = Health.ERROR, self._trouble
+        elif not self._is_baseline_there:
+            health, message = (
+                Health.STARTING,
+                f"building the baseline: {self._progress[0]}" if self._progress else "building the baseline",
+            )
+        elif self._damage or self._scan_problems or not_enforced:
+            health = Health.WARNING
+            message = self._damage or (
+                f"{len(self._scan_problems)} places could not be read, the first: {self._scan_problems[0]}"
+                if self._scan_problems
+                else f"{len(not_enforced)} parts of the policy do not run here"
+            )
+        return ModuleStatus(
+            ModuleId.INTEGRITY_MONITORING,
+            health,
+            message,
+            self._generation,
+            len(policy.watching.compiled.rules),
+            not_enforced,
+            self._metrics(),
+        )
+
+    def _metrics(self) -> dict[str, float]:
+        metrics: dict[str, float] = {"worker_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0}
+        if self._is_building():
+            return metrics
+        with self._examiner.lock:
+            metrics["drifts_waiting_count"] = float(self._examiner.drifts.count())
+            metrics["outbox_waiting_count"] = float(self._examiner.outbox.waiting_count())
+            metrics["entities_count"] = float(self._examiner.baseline.count())
+        if self._last_scan is not None:
+            metrics["last_scan_at"] = round(self._last_scan_at, 3)
+            metrics["last_scan_seconds"] = round(self._last_scan.summary.wall_seconds, 3)
+        if self._next_scan_at is not None:
+            metrics["next_scan_at"] = self._next_scan_at
+        return metrics
+
+
+def _check_schedule(schedule: str) -> None:
+    try:
+        cronsim.CronSim(schedule, datetime.now().astimezone())
+    except cronsim.CronSimError as error:
+        raise InputError(
+            "schedule_invalid", f"{schedule!r} is no schedule: {error}", hint="five fields, such as 17 3 * * *"
+        ) from error
