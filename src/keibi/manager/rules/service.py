@@ -55,13 +55,13 @@ class RuleService:
         """Introduce who uses rules; they are asked before a rule goes, and told when one has changed."""
         self._users = users
 
-    def load_shipped(self) -> Sequence[FileProblem]:
-        """Read the shipped rules, keep texts that are new, and return what had to be left out.
+    def load_shipped(self, content: ShippedRules | None = None) -> Sequence[FileProblem]:
+        """Read the shipped rules (or take what was read), keep texts that are new, and return what had to be left out.
 
         Raises:
             InputError: the content directory is missing.
         """
-        shipped = read_content(self.content_directory)
+        shipped = content or read_content(self.content_directory)
         with self._database.session(Scope.system("content")) as session:
             known = set(session.execute(select(ShippedRuleRecord.rule_id, ShippedRuleRecord.version, ShippedRuleRecord.digest)))
             for rule in shipped.rules.values():

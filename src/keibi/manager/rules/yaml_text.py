@@ -5,6 +5,7 @@ make anything else are refused, as are keys that stand twice, aliases above a nu
 small text never becomes a large value.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ MAX_VALUES = 50_000
 
 PathStep = str | int
 Path = tuple[PathStep, ...]
+
+ANY_KEY = "..."
+"""Stands in a path for a key that whoever wrote the path does not know."""
 
 _STRING, _NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 _PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("str", "timestamp", "value")}
@@ -52,19 +56,30 @@ class YamlDocument:
 
     def place_of(self, path: Path) -> Place:
         """Return the place of a path, or of the nearest part above it that there is."""
+        if ANY_KEY in path:
+            path = self._only_match(path)
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, Place())
 
+    def _only_match(self, path: Path) -> Path:
+        """Return the one path that fits a path with unknown keys; when there are several, what is above the first of those."""
+        found = [
+            known
+            for known in self.places
+            if len(known) == len(path) and all(step in (ANY_KEY, at) for step, at in zip(path, known, strict=True))
+        ]
+        return found[0] if len(found) == 1 else path[: path.index(ANY_KEY)]
+
+
+_STEP = re.compile(r"\[(\.\.\.|\d+)\]|([^.\[\]]+)")
+
 
 def parse_path(text: str) -> Path:
-    """Return the steps of a path as written by msgspec and by `write_path`: "$.entities[0].base"; `[...]` is any key."""
+    """Return the steps of a path as written by msgspec and by `write_path`: "$.entities[0].base"; `[...]` is ANY_KEY."""
     steps: list[PathStep] = []
-    for part in text.removeprefix("$").replace("[", ".[").split("."):
-        name = part.strip("[]")
-        if not name:
-            continue
-        steps.append(int(name) if part.startswith("[") and name.isdecimal() else name)
+    for inside, name in _STEP.findall(text.removeprefix("$")):
+        steps.append(name or (int(inside) if inside.isdecimal() else ANY_KEY))
     return tuple(steps)
 
 

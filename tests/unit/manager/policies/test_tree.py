@@ -74,7 +74,7 @@ def test_a_rule_is_overridden_part_by_part(world):
 def test_a_change_that_is_wrong_is_refused_and_the_old_policy_stays(world, change, code, told):
     before = world.policies.effective_settings(world.alice, world.policy_id(LINUX))
     with pytest.raises(InputError) as refused:
-        world.change(LINUX, settings={"full_rehash_days": 3, **change.pop("settings", {})}, **change)
+        world.change(LINUX, **{**change, "settings": {"full_rehash_days": 3, **change.get("settings", {})}})
     assert refused.value.code == code
     assert told in str(refused.value)
     assert world.policies.effective_settings(world.alice, world.policy_id(LINUX)) == before

@@ -1,5 +1,6 @@
 """A manager's core for tests of rules and policies: real database, real content, one tenant or more."""
 
+import functools
 import pathlib
 import time
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from keibi.manager.computers.tables import ComputerRecord, GroupRecord, ReportRe
 from keibi.manager.database import Database, Scope
 from keibi.manager.policies.overrides import PolicyChange
 from keibi.manager.policies.service import PolicyService
+from keibi.manager.rules.catalog import ShippedRules, read_content
 from keibi.manager.rules.service import RuleService
 from keibi.manager.tenants.service import TenantService
 
@@ -55,7 +57,9 @@ class World:
     def change(self, path: str, **module):
         return self.policies.change(self.alice, self.policy_id(path), im(**module), self.version(path))
 
-    def computer(self, name: str, os_name: str = "debian", policy: str = "", group_id: str | None = None, tenant_id: str = "") -> str:
+    def computer(
+        self, name: str, os_name: str = "debian", policy: str = "", group_id: str | None = None, tenant_id: str = ""
+    ) -> str:
         tenant_id = tenant_id or self.tenant_id
         computer_id = new_id()
         with self.database.session(Scope.system("test")) as session:
@@ -98,10 +102,16 @@ class World:
         return [entry.action for entry in self.audit.list(self.alice, AuditFilter(), limit=200).items]
 
 
+@functools.cache
+def content() -> ShippedRules:
+    """The shipped rules, read once for all tests: reading checks every sample."""
+    return read_content(CONTENT)
+
+
 def make_world(database: Database) -> World:
     audit = AuditService(database)
     rules = RuleService(database, audit, CONTENT)
-    assert list(rules.load_shipped()) == []
+    assert list(rules.load_shipped(content())) == []
     policies = PolicyService(database, audit, rules)
     tenants = TenantService(database, audit, [policies.provision])
     with database.session(Scope.system("test")) as session:
