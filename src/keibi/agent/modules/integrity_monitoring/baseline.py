@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from keibi.agent.linux.files import FileState
-from keibi.agent.modules.integrity_monitoring.file_pages import Page, pages_of, split_path
+from keibi.agent.modules.integrity_monitoring.file_pages import Page, PageEditor, pages_of, split_path
 from keibi.errors import InputError, RefusedError, TryLaterError
 
 SCHEMA_VERSION = 1
@@ -229,7 +229,7 @@ class Baseline:
             " WHERE directory = ? AND first <= ? ORDER BY first DESC LIMIT 1",
             (directory, name),
         ).fetchone()
-        return next((state for state in Page(*row).entries() if state.path == path), None) if row else None
+        return Page(*row).entry(name) if row else None
 
     def files_under(self, directory: bytes) -> Iterator[FileState]:
         """Yield every entry below a directory (not the directory's own), in no order that is promised."""
@@ -280,20 +280,22 @@ class Baseline:
         while ordered:
             directory, name = split_path(ordered[0].path)
             first, upper = self._page_bounds(directory, name)
-            entries = self._entries(directory, first)
+            page = self._page(directory, first)
+            editor = PageEditor(directory, page)
             while ordered:
                 next_directory, next_name = split_path(ordered[0].path)
                 if next_directory != directory or (upper is not None and next_name >= upper):
                     break
                 change = ordered.popleft()
                 if is_logged:
-                    self._log(version, FILE, change.path, _logged(entries.get(change.path)), _logged(change.after))
+                    before = page.entry(next_name) if page else None
+                    self._log(version, FILE, change.path, _logged(before), _logged(change.after))
                 if change.after is None:
-                    entries.pop(change.path, None)
+                    editor.remove(next_name)
                 else:
-                    entries[change.path] = change.after
+                    editor.put(change.after)
             self.connection.execute("DELETE FROM page WHERE directory = ? AND first = ?", (directory, first))
-            self.add_pages(pages_of(directory, [entries[path] for path in sorted(entries)]))
+            self.add_pages(editor.pages())
 
     def _page_bounds(self, directory: bytes, name: bytes) -> tuple[bytes, bytes | None]:
         """Return the first name of the page that a name belongs to, and that of the page after it (None: there is none)."""
@@ -310,12 +312,12 @@ class Baseline:
         ).fetchone()[0]
         return first, upper
 
-    def _entries(self, directory: bytes, first: bytes) -> dict[bytes, FileState]:
+    def _page(self, directory: bytes, first: bytes) -> Page | None:
         row = self.connection.execute(
             "SELECT directory, names, states, wishes, outcomes, digests, extras FROM page WHERE directory = ? AND first = ?",
             (directory, first),
         ).fetchone()
-        return {state.path: state for state in Page(*row).entries()} if row else {}
+        return Page(*row) if row else None
 
     # --- other entities
 

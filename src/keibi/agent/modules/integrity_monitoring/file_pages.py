@@ -2,6 +2,7 @@
 
 import stat
 import sys
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -75,27 +76,95 @@ class Page:
         """Return the names, in order."""
         return self.names.split(b"\0") if self.wishes else []
 
+    def entry_extras(self) -> dict[int, Extras]:
+        """Return what lies beside the packed part, by the entry's index."""
+        return {extra.index: extra for extra in _extras_decoder.decode(self.extras)} if self.extras else {}
+
     def entries(self) -> Iterator[FileState]:
         """Yield the entries, in order of their names."""
-        extras = {extra.index: extra for extra in _extras_decoder.decode(self.extras)} if self.extras else {}
+        extras = self.entry_extras()
         digest_at = 0
         for index, name in enumerate(self.entry_names()):
-            outcome = ContentOutcome(self.outcomes[index])
-            digest = b""
-            if outcome is ContentOutcome.HASHED:
-                digest = self.digests[digest_at : digest_at + DIGEST_BYTES]
-                digest_at += DIGEST_BYTES
-            extra = extras.get(index, _NO_EXTRAS)
-            yield replace(
-                unpack_state(join_path(self.directory, name), self.states, index * PACKED_STATE.size),
-                asked=Wish(self.wishes[index]),
-                content=outcome,
-                content_hash=digest,
-                link_target=extra.link_target,
-                xattrs=extra.xattrs,
-                flags=extra.flags,
-                accessed_ns=extra.accessed_ns,
-            )
+            yield self._entry(index, name, digest_at, extras.get(index, _NO_EXTRAS))
+            digest_at += DIGEST_BYTES * (self.outcomes[index] == ContentOutcome.HASHED.value)
+
+    def entry(self, name: bytes) -> FileState | None:
+        """Return the entry of that name, or None."""
+        names = self.entry_names()
+        index = bisect_left(names, name)
+        if index == len(names) or names[index] != name:
+            return None
+        digest_at = DIGEST_BYTES * self.outcomes.count(ContentOutcome.HASHED.value, 0, index)
+        return self._entry(index, name, digest_at, self.entry_extras().get(index, _NO_EXTRAS))
+
+    def _entry(self, index: int, name: bytes, digest_at: int, extra: Extras) -> FileState:
+        outcome = ContentOutcome(self.outcomes[index])
+        return replace(
+            unpack_state(join_path(self.directory, name), self.states, index * PACKED_STATE.size),
+            asked=Wish(self.wishes[index]),
+            content=outcome,
+            content_hash=self.digests[digest_at : digest_at + DIGEST_BYTES] if outcome is ContentOutcome.HASHED else b"",
+            link_target=extra.link_target,
+            xattrs=extra.xattrs,
+            flags=extra.flags,
+            accessed_ns=extra.accessed_ns,
+        )
+
+
+class PageEditor:
+    """Changes single entries of a page without unpacking the others: a busy directory is written entry by entry."""
+
+    def __init__(self, directory: bytes, page: Page | None) -> None:
+        self._directory = directory
+        self._names = page.entry_names() if page else []
+        self._states = bytearray(page.states if page else b"")
+        self._wishes = bytearray(page.wishes if page else b"")
+        self._outcomes = bytearray(page.outcomes if page else b"")
+        self._digests = bytearray(page.digests if page else b"")
+        self._extras = {self._names[index]: extra for index, extra in page.entry_extras().items()} if page else {}
+
+    def put(self, state: FileState) -> None:
+        """Add the entry, or replace the one of that name."""
+        name = split_path(state.path)[1]
+        self.remove(name)
+        index = bisect_left(self._names, name)
+        digest_at = self._digest_at(index)
+        self._names.insert(index, name)
+        self._states[index * PACKED_STATE.size : index * PACKED_STATE.size] = pack_state(state)
+        self._wishes.insert(index, state.asked.value)
+        self._outcomes.insert(index, state.content.value)
+        if state.content is ContentOutcome.HASHED:
+            self._digests[digest_at:digest_at] = state.content_hash
+        if extras := extras_of(0, state):
+            self._extras[name] = extras
+
+    def remove(self, name: bytes) -> None:
+        """Take the entry out, if there is one."""
+        index = bisect_left(self._names, name)
+        if index == len(self._names) or self._names[index] != name:
+            return
+        if self._outcomes[index] == ContentOutcome.HASHED.value:
+            digest_at = self._digest_at(index)
+            del self._digests[digest_at : digest_at + DIGEST_BYTES]
+        del self._names[index], self._wishes[index], self._outcomes[index]
+        del self._states[index * PACKED_STATE.size : (index + 1) * PACKED_STATE.size]
+        self._extras.pop(name, None)
+
+    def pages(self) -> list[Page]:
+        """Return the page as it is now; several when it has grown too large, none when it is empty."""
+        extras = [structs.replace(extra, index=bisect_left(self._names, name)) for name, extra in sorted(self._extras.items())]
+        return packed_pages(
+            self._directory,
+            b"\0".join(self._names),
+            bytes(self._states),
+            bytes(self._wishes),
+            bytes(self._outcomes),
+            bytes(self._digests),
+            extras,
+        )
+
+    def _digest_at(self, index: int) -> int:
+        return DIGEST_BYTES * self._outcomes.count(ContentOutcome.HASHED.value, 0, index)
 
 
 def is_settled(outcomes: bytes) -> bool:
