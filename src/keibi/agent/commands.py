@@ -100,11 +100,9 @@ class CommandRunner:
 
     async def ask_worker(self, command: Command) -> CommandResult:
         """Have the module's worker carry out its part of a command of the core, and return its final answer."""
-        link = self._link_of(command.module) if command.module is not None else None
+        link = await self._link_when_up(command.module)
         if link is None:
-            return _result(
-                command.command_id, CommandState.FAILED, "the module does not run on this computer now; see its status"
-            )
+            return _not_running(command)
         answer: asyncio.Future[CommandResult] = asyncio.get_running_loop().create_future()
         self._asked[command.command_id] = answer
         try:
