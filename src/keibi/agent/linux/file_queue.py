@@ -5,13 +5,13 @@ form that a page of the baseline has.
 """
 
 import errno
-import importlib
 import os
 import stat
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -23,6 +23,7 @@ from keibi.agent.linux.files import (
     ContentOutcome,
     Wish,
     hash_descriptor,
+    new_hasher,
     open_regular,
     pack_stat,
 )
@@ -103,26 +104,36 @@ class FileReader:
     is_native: bool
     list_directory: ListDirectory
     mark_xattrs: MarkXattrs
+    _make_queue: Callable[[str, float, int], HashQueue]
 
     def new_queue(self, algorithm: str, *, share: float = 0.0, max_content_bytes: int = 0) -> HashQueue:
-        """Return an empty queue. SHA-256 is OpenSSL's; BLAKE3 is the `blake3` package's, called by the C part bufferwise."""
-        if self.is_native:
-            new_hasher = None if algorithm == "sha256" else blake3.blake3
-            queue: HashQueue = importlib.import_module("keibi.agent.linux._files").HashQueue(share, max_content_bytes, new_hasher)
-            return queue
-        return PythonHashQueue(algorithm, share=share, max_content_bytes=max_content_bytes)
+        """Return an empty queue. SHA-256 is OpenSSL's; BLAKE3 is the `blake3` package's, called by the C part bufferwise.
+
+        Raises:
+            ValueError: another algorithm.
+        """
+        new_hasher(algorithm)
+        return self._make_queue(algorithm, share, max_content_bytes)
 
 
 def file_reader(*, allow_native: bool = True) -> FileReader:
     """Return the C part where it is built, else the Python one."""
     if allow_native:
         try:
-            native = importlib.import_module("keibi.agent.linux._files")
+            from keibi.agent.linux import _files
         except ImportError:
             pass  # not built here, or no libcrypto: slower, with the same answers
         else:
-            return FileReader(True, native.list_directory, native.mark_xattrs)
-    return FileReader(False, list_directory, mark_xattrs)
+
+            def make_native(algorithm: str, share: float, max_content_bytes: int) -> HashQueue:
+                return _files.HashQueue(share, max_content_bytes, blake3.blake3 if algorithm == "blake3" else None)
+
+            return FileReader(True, _files.list_directory, _files.mark_xattrs, make_native)
+
+    def make_python(algorithm: str, share: float, max_content_bytes: int) -> HashQueue:
+        return PythonHashQueue(algorithm, share=share, max_content_bytes=max_content_bytes)
+
+    return FileReader(False, list_directory, mark_xattrs, make_python)
 
 
 def open_directory(root_descriptor: int, path: bytes, is_loose: bool) -> int:

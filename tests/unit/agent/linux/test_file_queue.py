@@ -241,6 +241,11 @@ def test_a_share_of_processor_time_is_kept(reader, tree):
         assert time.process_time() - cpu < 0.3 * (time.monotonic() - wall) + 0.1
 
 
+def test_an_unknown_algorithm_is_refused(reader):
+    with pytest.raises(ValueError, match="'md5'"):
+        reader.new_queue("md5")
+
+
 def test_what_does_not_fit_together_is_refused(reader):
     queue = reader.new_queue("sha256")
     for names, states, wishes in [(b"a\0b", bytes(64), b"\3"), (b"a", bytes(63), b"\3"), (b"a", bytes(64), b"\3\3")]:

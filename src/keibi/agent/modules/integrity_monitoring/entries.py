@@ -44,8 +44,9 @@ class EntryReader:
         self._summary = summary
 
     def root(self, path: bytes) -> FileState | Absent | Unreadable:
-        """Return the state of a root, which no visited directory lists."""
-        return self._read(path, wish_for(self._plan, path, is_directory=os.path.isdir(path)))
+        """Return the state of a root that no visited directory lists; Absent also when nobody wants it."""
+        wish = wish_for(self._plan, path, is_directory=os.path.isdir(path))
+        return self._read(path, wish) if wish else Absent(path)
 
     def states(self, visit: Visit, answer: Answer, before: dict[bytes, FileState]) -> Iterator[FileState]:
         """Yield the entries as they are now. What was not read again is taken over from `before`."""
