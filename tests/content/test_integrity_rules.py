@@ -32,13 +32,18 @@ def test_every_file_is_a_rule_without_a_problem():
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_the_rule_is_complete_in_both_languages(rule):
     for text in (rule.title, rule.description):
-        assert text.en.strip() and JAPANESE.search(text.ja), text
-    assert len(rule.title.en) <= 80 and len(rule.title.ja) <= 60
-    assert not rule.title.en.endswith(".") and rule.description.en.endswith(".") and rule.description.ja.endswith("。")
+        assert text.en.strip(), text
+        assert JAPANESE.search(text.ja), text
+    assert len(rule.title.en) <= 80
+    assert len(rule.title.ja) <= 60
+    assert not rule.title.en.endswith(".")
+    assert rule.description.en.endswith(".")
+    assert rule.description.ja.endswith("。")
     assert not JAPANESE.search(rule.title.en + rule.description.en)
     assert rule.techniques
     assert check_samples(rule) == []
-    assert len(rule.samples.match) >= 1 and len(rule.samples.no_match) >= 2
+    assert len(rule.samples.match) >= 1
+    assert len(rule.samples.no_match) >= 2
 
 
 def test_titles_are_told_apart_in_both_languages():

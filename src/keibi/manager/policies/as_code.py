@@ -111,7 +111,7 @@ def read_file(text: str) -> PolicyFile:
         return msgspec.convert(document.value, PolicyFile)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at ")
-        path = parse_path(place.strip("`"))
+        path = document.known_part(parse_path(place.strip("`")))
         found = document.place_of(path)
         raise InputError(
             "policy_file_invalid",

@@ -56,11 +56,15 @@ class YamlDocument:
 
     def place_of(self, path: Path) -> Place:
         """Return the place of a path, or of the nearest part above it that there is."""
+        return self.places.get(self.known_part(path), Place())
+
+    def known_part(self, path: Path) -> Path:
+        """Return the path itself, with unknown keys filled in, or the nearest part above it that the text has."""
         if ANY_KEY in path:
             path = self._only_match(path)
         while path and path not in self.places:
             path = path[:-1]
-        return self.places.get(path, Place())
+        return path
 
     def _only_match(self, path: Path) -> Path:
         """Return the one path that fits a path with unknown keys; when there are several, what is above the first of those."""

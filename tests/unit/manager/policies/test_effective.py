@@ -40,8 +40,10 @@ def test_rules_for_another_system_are_left_out_by_themselves(world):
     world.change("Base", rules={"im-debian-apt-sources": {"is_assigned": True}, "im-rhel-repositories": {"is_assigned": True}})
     debian = rule_ids(world.effective(world.computer("a", "debian", LINUX)))
     rocky = rule_ids(world.effective(world.computer("b", "rocky", LINUX)))
-    assert "im-debian-apt-sources" in debian and "im-rhel-repositories" not in debian
-    assert "im-debian-apt-sources" not in rocky and "im-rhel-repositories" in rocky
+    assert "im-debian-apt-sources" in debian
+    assert "im-rhel-repositories" not in debian
+    assert "im-debian-apt-sources" not in rocky
+    assert "im-rhel-repositories" in rocky
 
 
 def test_the_generation_grows_only_when_what_the_computer_gets_differs(world):

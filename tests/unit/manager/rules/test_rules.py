@@ -79,13 +79,15 @@ def test_every_version_of_an_own_rule_is_kept_and_can_be_compared(world):
     world.rules.create(world.alice, IM, OWN_RULE)
     changed = world.rules.update(world.alice, "im-own-shop", OWN_RULE.replace("medium", "high"), expected_version=1)
     assert changed.version == 2
-    assert "version: 2" in changed.text and "# Ours: what the shop runs." in changed.text
+    assert "version: 2" in changed.text
+    assert "# Ours: what the shop runs." in changed.text
     assert [(v.version, v.what, v.by) for v in world.rules.versions(world.alice, "im-own-shop")] == [
         (2, "changed", "user:alice"),
         (1, "created", "user:alice"),
     ]
     difference = world.rules.compare(world.alice, "im-own-shop", 1, 2).difference
-    assert "-severity: medium" in difference and "+severity: high" in difference
+    assert "-severity: medium" in difference
+    assert "+severity: high" in difference
     with pytest.raises(InputError) as refused:
         world.rules.update(world.alice, "im-own-shop", OWN_RULE, expected_version=1)
     assert refused.value.code == "changed_meanwhile"
