@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from keibi.contract.events import Event
 from keibi.contract.names import Severity
@@ -114,11 +115,11 @@ def convert(arrived: Sequence[Arrived], now: float) -> Columns:
         "tenant_id": _texts(tenant_ids),
         "event_id": pa.array(ids, pa.binary(16)),
         "computer_id": _texts(_repeated((batch.computer_id, len(batch.events)) for batch in arrived)),
-        "module": _texts([module.value for module in values["module"]]),
+        "module": _texts(values["module"]),
         "severity": pa.array([_RANKS[severity] for severity in values["severity"]], pa.uint8()),
-        "action": _texts([action.value for action in values["action"]]),
+        "action": _texts(values["action"]),
         "detected_at": _moments(detected),
-        "changed_at": _moments([None if at is None else _microseconds(at) for at in values["changed_at"]]),
+        "changed_at": _seconds(values["changed_at"]),
         "received_at": _moments([_microseconds(now)] * len(events)),
         "details": pa.array(details, pa.binary()).cast(pa.string()),
         "note": _texts(notes),
@@ -220,13 +221,14 @@ def _details_if_all_fit(values: dict[str, list[Any]]) -> list[bytes] | None:
         and all(math.isfinite(at) for at in values["changed_at"] if at is not None)
         and all(max(map(len, values[name])) <= MAX_NAME_CHARACTERS for name in _NAMES)
         and all(max(map(len, values[name])) <= MAX_TEXT_CHARACTERS for name in _LONG_TEXTS)
-        and all(_within(values[name], kind.bit_width) for name, kind in _NUMBERS.items())
     )
     if not is_fit:
         return None
     try:
+        for name, kind in _NUMBERS.items():
+            pa.array(values[name], kind)
         details = [_encode(value) for value in values["details"]]
-    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
         return None
     return details if max(map(len, details)) <= MAX_DETAILS_BYTES else None
 
@@ -303,6 +305,12 @@ def _token(arrived: Sequence[Arrived], ids: Sequence[bytes], quarantined: Sequen
 
 def _microseconds(at: float) -> int:
     return int(at * 1e6 + 0.5)
+
+
+def _seconds(times: Sequence[float | None]) -> Any:
+    """Return the column of these times in seconds, to the nearest microsecond."""
+    scaled = pc.round(pc.multiply(pa.array(times, pa.float64()), 1e6))
+    return scaled.cast(pa.int64()).cast(_TIMESTAMP)
 
 
 def _moments(microseconds: Sequence[int | None]) -> Any:
