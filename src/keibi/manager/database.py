@@ -23,7 +23,7 @@ from typing import Any
 from sqlalchemy import Engine, Integer, MetaData, String, TextClause, create_engine, event
 from sqlalchemy import Table as SqlTable
 from sqlalchemy.engine import Connection, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -151,7 +151,8 @@ class Database:
 
         Raises:
             TryLaterError: the database is busy, full, read-only or away.
-            InputError: `changed_meanwhile`, somebody else changed the same row; `conflict`, a constraint was broken.
+            InputError: `changed_meanwhile`, somebody else changed the same row; `conflict`, a constraint was broken;
+            `value_unstorable`, a text with NUL or a number beyond all bounds.
             RefusedError: a row or statement outside the scope.
         """
         bind = self._writing if writes else self._reading
@@ -163,6 +164,8 @@ class Database:
             _roll_back(session)
             if isinstance(error, SQLAlchemyError):
                 raise told(error) from error
+            if isinstance(error, UnicodeEncodeError | OverflowError):  # from the driver, unwrapped
+                raise _unstorable(error) from error
             raise
         finally:
             session.close()
@@ -250,6 +253,8 @@ def told(error: SQLAlchemyError) -> KeibiError:
         return InputError(
             "changed_meanwhile", "somebody else changed this meanwhile", hint="load it again and repeat what you wanted"
         )
+    if isinstance(error, DataError):
+        return _unstorable(error.orig or error)
     if isinstance(error, IntegrityError):
         return InputError("conflict", f"this conflicts with what is stored: {text.splitlines()[0]}")
     if isinstance(error, PoolTimeoutError) or "locked" in lower or "deadlock" in lower:
@@ -261,6 +266,14 @@ def told(error: SQLAlchemyError) -> KeibiError:
     if "unable to open" in lower or (isinstance(error, DBAPIError) and (error.connection_invalidated or "connect" in lower)):
         return TryLaterError("database_away", f"the database cannot be reached: {text.strip()}", hint="is it running?")
     return TryLaterError("database_failed", f"the database refused: {text}", hint="see the manager's log")
+
+
+def _unstorable(error: BaseException) -> InputError:
+    return InputError(
+        "value_unstorable",
+        f"a value cannot be stored: {str(error).splitlines()[0][:200]}",
+        hint="text may hold neither NUL nor broken Unicode; numbers must be of a sensible size",
+    )
 
 
 def _engine_for(address: str) -> Engine:

@@ -20,24 +20,25 @@ MARK = "zq-foreign-zq"
 """Part of every name in the foreign tenant: an answer that contains it has leaked."""
 
 OWN_RULE = """\
-id: own-zq-foreign-zq
+id: im-MARK
 version: 1
-title: {en: zq-foreign-zq}
-description: {en: zq-foreign-zq}
+title: {en: MARK}
+description: {en: MARK}
 severity: high
-entity: files
-base: /etc/zq-foreign-zq
+entities:
+  - {type: file, base: /etc/MARK, include: ["*"], attributes: [standard]}
 """
 
 
 @dataclass
-class ForeignTenant:
-    """A tenant full of objects that nobody else may see, change or remove."""
+class TenantWithObjects:
+    """A tenant whose objects are made as they are needed; `headers` are those of its administrator."""
 
     client: TestClient
-    """Signed in as somebody who may do everything in it."""
-    tenant_id: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
+    tenant_id: str
+    headers: dict[str, str]
+    mark: str
+    """Part of every name in this tenant."""
     made: dict[str, str] = field(default_factory=dict)
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
@@ -52,87 +53,89 @@ class ForeignTenant:
         return self.made[kind]
 
 
-def make_tenant(foreign: ForeignTenant) -> str:
-    return foreign.tenant_id
+def make_tenant(tenant: TenantWithObjects) -> str:
+    return tenant.tenant_id
 
 
-def make_user(foreign: ForeignTenant) -> str:
-    body = {"name": f"user.{MARK}", "password": "correct horse battery staple", "must_change_password": False}
-    return foreign.call("POST", "/users", body)["user_id"]
+def make_user(tenant: TenantWithObjects) -> str:
+    body = {"name": f"user.{tenant.mark}", "password": "correct horse battery staple", "must_change_password": False}
+    return tenant.call("POST", "/users", body)["user_id"]
 
 
-def make_role(foreign: ForeignTenant) -> str:
-    return foreign.call("POST", "/roles", {"name": f"role {MARK}", "permissions": ["computers.view"]})["role_id"]
+def make_role(tenant: TenantWithObjects) -> str:
+    return tenant.call("POST", "/roles", {"name": f"role {tenant.mark}", "permissions": ["computers.view"]})["role_id"]
 
 
-def make_grant(foreign: ForeignTenant) -> str:
-    body = {"role_id": foreign.id_of("role"), "tenant_id": foreign.tenant_id}
-    return foreign.call("POST", f"/users/{foreign.id_of('user')}/grants", body)["grants"][0]["grant_id"]
+def make_grant(tenant: TenantWithObjects) -> str:
+    body = {"role_id": tenant.id_of("role"), "tenant_id": tenant.tenant_id}
+    return tenant.call("POST", f"/users/{tenant.id_of('user')}/grants", body)["grants"][0]["grant_id"]
 
 
-def make_api_key(foreign: ForeignTenant) -> str:
-    body = {"name": f"key {MARK}", "role_id": "auditor", "tenant_id": foreign.tenant_id}
-    return foreign.call("POST", "/api-keys", body)["key"]["key_id"]
+def make_api_key(tenant: TenantWithObjects) -> str:
+    body = {"name": f"key {tenant.mark}", "role_id": "auditor", "tenant_id": tenant.tenant_id}
+    return tenant.call("POST", "/api-keys", body)["key"]["key_id"]
 
 
-def make_session(foreign: ForeignTenant) -> str:
-    return foreign.call("GET", "/auth/sessions")[0]["session_id"]
+def make_session(tenant: TenantWithObjects) -> str:
+    return tenant.call("GET", "/auth/sessions")[0]["session_id"]
 
 
-def make_group(foreign: ForeignTenant) -> str:
-    return foreign.call("POST", "/groups", {"name": f"group {MARK}"})["group_id"]
+def make_group(tenant: TenantWithObjects) -> str:
+    return tenant.call("POST", "/groups", {"name": f"group {tenant.mark}"})["group_id"]
 
 
-def make_enrolment_token(foreign: ForeignTenant) -> str:
-    return foreign.call("POST", "/enrolment-tokens", {"name": f"token {MARK}"})["token"]["token_id"]
+def make_enrolment_token(tenant: TenantWithObjects) -> str:
+    return tenant.call("POST", "/enrolment-tokens", {"name": f"token {tenant.mark}"})["token"]["token_id"]
 
 
-def make_computer(foreign: ForeignTenant) -> str:
-    secret = foreign.call("POST", "/enrolment-tokens", {"name": f"token {MARK}"})["secret"]
-    agent = SimulatedAgent(foreign.client, MARK).enrol(secret).get_access()
-    foreign.made["access_token"] = agent.access_token
+def make_computer(tenant: TenantWithObjects) -> str:
+    secret = tenant.call("POST", "/enrolment-tokens", {"name": f"token {tenant.mark}"})["secret"]
+    agent = SimulatedAgent(tenant.client, tenant.mark).enrol(secret).get_access()
+    tenant.made["access_token"] = agent.access_token
     return agent.computer_id
 
 
-def make_alarm(foreign: ForeignTenant) -> str:
-    machine = foreign.call("GET", f"/computers/{foreign.id_of('computer')}")["machine_id"]
-    secret = foreign.call("POST", "/enrolment-tokens", {"name": f"token {MARK}"})["secret"]
-    SimulatedAgent(foreign.client, MARK, machine).enrol(secret)
-    return foreign.call("GET", "/identity-alarms")["items"][0]["alarm_id"]
+def make_alarm(tenant: TenantWithObjects) -> str:
+    machine = tenant.call("GET", f"/computers/{tenant.id_of('computer')}")["machine_id"]
+    secret = tenant.call("POST", "/enrolment-tokens", {"name": f"token {tenant.mark}"})["secret"]
+    SimulatedAgent(tenant.client, tenant.mark, machine).enrol(secret)
+    return tenant.call("GET", "/identity-alarms")["items"][0]["alarm_id"]
 
 
-def make_command(foreign: ForeignTenant) -> str:
-    return foreign.call("POST", f"/computers/{foreign.id_of('computer')}/commands", {"kind": "scan"})["command_id"]
+def make_command(tenant: TenantWithObjects) -> str:
+    return tenant.call("POST", f"/computers/{tenant.id_of('computer')}/commands", {"kind": "scan"})["command_id"]
 
 
-def make_event(foreign: ForeignTenant) -> str:
-    foreign.id_of("computer")
-    agent = SimulatedAgent(foreign.client)
-    agent.access_token = foreign.made["access_token"]
+def make_event(tenant: TenantWithObjects) -> str:
+    tenant.id_of("computer")
+    agent = SimulatedAgent(tenant.client)
+    agent.access_token = tenant.made["access_token"]
     event = Event(
         event_id=new_id(),
         module=ModuleId.INTEGRITY_MONITORING,
         kind="file.updated",
         severity=Severity.HIGH,
         detected_at=time.time(),
-        subject=f"/etc/{MARK}",
-        rule_id=f"own-{MARK}",
+        subject=f"/etc/{tenant.mark}",
+        rule_id=f"im-{tenant.mark}",
     )
     agent.post("events", EventBatch(new_id(), [event]), EventReceipt)
-    foreign.call("POST", "/events/tags", {"event_ids": [event.event_id], "tag": MARK})
+    tenant.call("POST", "/events/tags", {"event_ids": [event.event_id], "tag": tenant.mark})
     return event.event_id
 
 
-def make_policy(foreign: ForeignTenant) -> str:
-    parent = foreign.call("GET", "/policies")[0]["policy_id"]
-    return foreign.call("POST", "/policies", {"name": f"policy {MARK}", "parent_id": parent})["policy_id"]
+def make_policy(tenant: TenantWithObjects) -> str:
+    parent = tenant.call("GET", "/policies")[0]["policy_id"]
+    return tenant.call("POST", "/policies", {"name": f"policy {tenant.mark}", "parent_id": parent})["policy_id"]
 
 
-def make_rule(foreign: ForeignTenant) -> str:
-    return foreign.call("POST", "/rules", {"module": "integrity_monitoring", "text": OWN_RULE})["rule_id"]
+def make_rule(tenant: TenantWithObjects) -> str:
+    return tenant.call("POST", "/rules", {"module": "integrity_monitoring", "text": OWN_RULE.replace("MARK", tenant.mark)})[
+        "rule_id"
+    ]
 
 
-FACTORIES: dict[str, Callable[[ForeignTenant], str]] = {
+FACTORIES: dict[str, Callable[[TenantWithObjects], str]] = {
     "tenant": make_tenant,
     "user": make_user,
     "role": make_role,
@@ -176,6 +179,9 @@ ID_PARAMETERS: dict[str, str] = {
 }
 """Names of parameters and body fields that hold an id, and of what."""
 
+PLAIN_PARAMETERS = frozenset({"new_rule_id"})
+"""Names that look like ids of something there is, and are not."""
+
 SPECIAL: dict[tuple[str, str], str] = {
     ("/api/v1/policies", "parent_id"): "policy",
     ("/api/v1/policies/{policy_id}", "parent_id"): "policy",
@@ -185,3 +191,30 @@ SPECIAL: dict[tuple[str, str], str] = {
 
 NOT_ABOUT_TENANTS = frozenset({"/api/v1/auth/sign-in"})
 """Endpoints that take no id and answer about nobody's rows."""
+
+STREAMS = frozenset({"/api/v1/events/tail"})
+"""Answers that do not end; the events' own tests look at them."""
+
+IGNORES_UNKNOWN_IDS = frozenset({"/api/v1/events/tags", "/api/v1/events/tags/remove"})
+"""Bulk endpoints that say how many of the ids they found; that foreign rows stay as they were is seen afterwards."""
+
+SAMPLE_VALUES: dict[str, object] = {
+    "name": "zz sample",
+    "password": "correct horse battery staple",
+    "kind": "scan",
+    "permissions": ["computers.view"],
+    "expected_version": 1,
+    "lasts_seconds": 3600,
+    "max_uses": 1,
+    "old": "wrong",
+    "tag": "zz",
+    "days": 30,
+    "version": 1,
+    "before": 1,
+    "after": 1,
+    "code": "000000",
+    "limit": 10,
+    "role_id": "auditor",
+    "new_rule_id": "im-zz-sample",
+}
+"""Values for parameters and body fields whose simplest value would not be valid."""

@@ -13,6 +13,7 @@ from keibi.contract.names import ModuleId, new_id
 from keibi.errors import InputError, TryLaterError
 from keibi.manager.access.model import Principal
 from keibi.manager.agents.model import FINISHED, WAITING, SentCommand
+from keibi.manager.agents.reports import storable, storable_json
 from keibi.manager.agents.signals import SignalKind, Signals
 from keibi.manager.agents.tables import CommandRecord
 from keibi.manager.audit.service import AuditService
@@ -68,7 +69,7 @@ class CommandService:
         now = self._clock()
         if not 1 <= expires_in_seconds <= MAX_SECONDS:
             raise InputError("expiry_invalid", f"a command lasts from 1 to {MAX_SECONDS:.0f} seconds, not {expires_in_seconds}")
-        encoded = msgspec.json.encode(dict(arguments or {})).decode()
+        encoded = storable_json(dict(arguments or {}))
         if len(encoded) > MAX_ARGUMENT_BYTES:
             raise InputError("arguments_too_large", f"the arguments have {len(encoded)} bytes, more than {MAX_ARGUMENT_BYTES}")
         with self._database.session(principal.scope()) as session:
@@ -187,10 +188,10 @@ class CommandService:
             if result.state in (CommandState.PENDING, CommandState.SENT):
                 continue
             record.state = result.state.value
-            record.message = result.message[:MAX_MESSAGE_CHARACTERS]
+            record.message = storable(result.message, MAX_MESSAGE_CHARACTERS)
             record.progress = result.progress
             record.updated_at = now
-            encoded = msgspec.json.encode(result.result).decode()
+            encoded = storable_json(result.result)
             if len(encoded) > MAX_RESULT_BYTES:
                 encoded = msgspec.json.encode({"is_too_large": True, "bytes": len(encoded)}).decode()
             record.result = encoded

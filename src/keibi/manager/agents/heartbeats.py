@@ -23,7 +23,7 @@ from keibi.errors import KeibiError
 from keibi.manager.access.model import NotSignedInError
 from keibi.manager.agents.access_tokens import Claims
 from keibi.manager.agents.commands import CommandService
-from keibi.manager.agents.reports import keep_facts, keep_status
+from keibi.manager.agents.reports import keep_facts, keep_status, storable
 from keibi.manager.agents.signals import SignalKind, Signals
 from keibi.manager.computers.alarms import AlarmService
 from keibi.manager.computers.tables import ComputerRecord, ReportRecord
@@ -166,8 +166,9 @@ class Heartbeats:
             keep_status(report, request.status, request.status_digest, now)
         if request.facts is not None:
             keep_facts(report, request.facts, request.facts_digest)
-            if request.facts.machine_id != computer.machine_id:
-                detail = f"The agent runs on machine {request.facts.machine_id[:64]} ({request.facts.hostname[:255]}) now."
+            machine_id = storable(request.facts.machine_id, 64)
+            if machine_id != computer.machine_id:
+                detail = f"The agent runs on machine {machine_id} ({report.hostname}) now."
                 self._alarms.raise_in(session, computer, "machine_id_changed", detail)
         self._commands.take_results(session, computer.id, request.results)
 

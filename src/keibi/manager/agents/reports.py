@@ -13,28 +13,34 @@ MAX_DIGEST_CHARACTERS = 128
 
 def keep_facts(report: ReportRecord, facts: ComputerFacts, digest: str) -> None:
     """Copy facts into a report; text from an agent is cut, never trusted to fit."""
-    report.hostname = facts.hostname[:255]
-    report.os_name = facts.os_name[:64]
-    report.os_version = facts.os_version[:64]
-    report.os_pretty_name = facts.os_pretty_name[:200]
-    report.addresses = " ".join(address.replace(" ", "")[:64] for address in facts.addresses[:MAX_ADDRESSES])
-    report.facts = _text(facts)
-    report.facts_digest = digest[:MAX_DIGEST_CHARACTERS]
+    report.hostname = storable(facts.hostname, 255)
+    report.os_name = storable(facts.os_name, 64)
+    report.os_version = storable(facts.os_version, 64)
+    report.os_pretty_name = storable(facts.os_pretty_name, 200)
+    report.addresses = " ".join(storable(address, 64).replace(" ", "") for address in facts.addresses[:MAX_ADDRESSES])
+    report.facts = storable_json(facts)
+    report.facts_digest = storable(digest, MAX_DIGEST_CHARACTERS)
 
 
 def keep_status(report: ReportRecord, status: AgentStatus, digest: str, at: float) -> None:
     """Copy a status into a report, with the problems that it tells of."""
     problems = problems_of(status)
-    report.status = _text(status)
-    report.status_digest = digest[:MAX_DIGEST_CHARACTERS]
+    report.status = storable_json(status)
+    report.status_digest = storable(digest, MAX_DIGEST_CHARACTERS)
     report.status_at = at
-    report.agent_version = status.agent_version[:64]
+    report.agent_version = storable(status.agent_version, 64)
     report.generation_in_force = max(0, min(status.policy_generation, 2**31 - 1))
-    report.problems = _text(problems)
+    report.problems = storable_json(problems)
     report.problem_count = len(problems)
     report.drift_count = max(0, min(drifts_of(status), 2**31 - 1))
 
 
-def _text(value: object) -> str:
-    # PostgreSQL's text cannot hold NUL, which JSON writes as an escape: the escape must not come back as one.
+def storable(text: str, max_characters: int) -> str:
+    """Return text from an agent as every database can hold it: cut, and without NUL."""
+    return text[:max_characters].replace("\0", "\ufffd")
+
+
+def storable_json(value: object) -> str:
+    """Return a value from an agent as JSON text that every database can hold."""
+    # JSON writes NUL as an escape, which must not come back as one.
     return msgspec.json.encode(value).decode().replace("\\u0000", "\\ufffd")

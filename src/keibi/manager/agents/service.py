@@ -26,7 +26,7 @@ from keibi.manager.access.model import NotSignedInError, Principal
 from keibi.manager.agents.access_tokens import AccessTokens
 from keibi.manager.agents.challenges import Challenges
 from keibi.manager.agents.model import EnrolmentToken, NewEnrolmentToken
-from keibi.manager.agents.reports import keep_facts
+from keibi.manager.agents.reports import keep_facts, storable
 from keibi.manager.agents.tables import EnrolmentTokenRecord
 from keibi.manager.audit.service import AuditService
 from keibi.manager.computers.alarms import AlarmService
@@ -196,7 +196,7 @@ class EnrolmentService:
                 raise AccessError("tenant_disabled", "this customer is disabled at the manager")
             known = session.scalar(select(ComputerRecord).where(ComputerRecord.public_key == request.public_key))
             if known is not None:
-                is_same = known.machine_id == request.facts.machine_id and known.tenant_id == token.tenant_id
+                is_same = known.machine_id == storable(request.facts.machine_id, 64) and known.tenant_id == token.tenant_id
                 if is_same and known.is_enabled:
                     return EnrolResponse(known.id, tenant.name, HEARTBEAT_SECONDS)
                 refused = self._refuse_key(session, known, request)
@@ -259,7 +259,7 @@ class EnrolmentService:
             select(ComputerRecord)
             .where(
                 ComputerRecord.tenant_id == token.tenant_id,
-                ComputerRecord.machine_id == facts.machine_id,
+                ComputerRecord.machine_id == storable(facts.machine_id, 64),
                 ComputerRecord.is_enabled,
             )
             .limit(1)
@@ -267,7 +267,7 @@ class EnrolmentService:
         computer = ComputerRecord(
             id=new_id(),
             tenant_id=token.tenant_id,
-            display_name=facts.hostname[:255] or "unnamed",
+            display_name=storable(facts.hostname, 255) or "unnamed",
             group_id=token.group_id,
             policy_id=token.policy_id,
             importance="normal",
@@ -275,7 +275,7 @@ class EnrolmentService:
             note="",
             is_enabled=True,
             public_key=request.public_key,
-            machine_id=facts.machine_id[:64],
+            machine_id=storable(facts.machine_id, 64),
             enrolled_at=now,
             enrolment_token_id=token.id,
             version=1,
@@ -287,7 +287,7 @@ class EnrolmentService:
             tenant_id=computer.tenant_id,
             hostname="",
             heartbeat_seconds=HEARTBEAT_SECONDS,
-            agent_version=request.agent_version[:64],
+            agent_version=storable(request.agent_version, 64),
         )
         keep_facts(report, facts, "")
         session.add(report)
@@ -302,12 +302,13 @@ class EnrolmentService:
             "computer",
             computer.id,
             f"Enrolled the computer {computer.display_name}.",
-            {"token_id": token.id, "machine_id": facts.machine_id, "agent_version": request.agent_version},
+            {"token_id": token.id, "machine_id": computer.machine_id, "agent_version": report.agent_version},
         )
         return computer
 
     def _refuse_key(self, session: Session, known: ComputerRecord, request: EnrolRequest) -> RefusedError:
-        detail = f"{request.facts.hostname} (machine {request.facts.machine_id}) tried to enrol with the key of this computer."
+        who = f"{storable(request.facts.hostname, 255)} (machine {storable(request.facts.machine_id, 64)})"
+        detail = f"{who} tried to enrol with the key of this computer."
         self._alarms.raise_in(session, known, "key_on_other_machine", detail)
         return RefusedError(
             "key_in_use",

@@ -398,7 +398,7 @@ class TestEvents:
         found = api.get("/api/v1/events", params={"computer": agent.computer_id}).json()
         assert {row["event_id"] for row in found["items"]} == {event.event_id for event in batch.events}
         agent.post("events", batch, EventReceipt)
-        assert api.get("/api/v1/events/count", params={"computer": agent.computer_id}).json()["count"] == 3
+        assert api.get("/api/v1/events/count", params={"computer": agent.computer_id}).json()["event_count"] == 3
 
     def test_a_decompression_bomb_and_junk_are_refused(self, agent):
         headers = {"Content-Type": CONTENT_TYPE, "Authorization": f"Bearer {agent.access_token}", "Cookie": ""}
