@@ -254,7 +254,7 @@ def test_versions_can_be_compared(start, watched):
     versions = worker.run(CommandKind.LIST_BASELINE, prefix=str(watched)).result
     assert [entry["key"] for entry in versions["entries"]][-2:] == [str(watched / "a"), str(watched / "b")]
     numbers = [version["version"] for version in versions["versions"]]
-    compared = worker.run(CommandKind.COMPARE_BASELINE, older=min(numbers), newer=max(numbers)).result
+    compared = worker.run(CommandKind.COMPARE_BASELINE, before=min(numbers), after=max(numbers)).result
     assert str(watched / "b") in [change["key"] for change in compared["changes"] if change["before"] is None]
 
 
@@ -269,7 +269,7 @@ def test_a_file_is_restored_as_it_was_before_the_event(start, watched):
     worker.observe(Happening.MODIFIED, str(file))
     (event,) = worker.next_events()
     assert event.details["can_restore"]
-    arguments = {"key": event.subject, "baseline_version": event.details["baseline_version"]}
+    arguments = {"key": event.subject, "version": event.details["baseline_version"]}
     preview = worker.run(CommandKind.PREVIEW_RESTORE, **arguments).result
     assert preview["can_restore"]
     assert "+good" in preview["difference"]
@@ -277,7 +277,7 @@ def test_a_file_is_restored_as_it_was_before_the_event(start, watched):
 
     stale = worker.run(CommandKind.RESTORE, **arguments, expected_hash="0" * 64)
     assert stale.state is CommandState.FAILED
-    prepared = worker.run(CommandKind.RESTORE, **arguments, expected_hash=preview["expected_hash"]).result
+    prepared = worker.run(CommandKind.RESTORE, **arguments, expected_hash=preview["expected_hash"]).result["restore"]
     restore_file(prepared.pop("path"), **prepared)
     assert file.read_text() == "good\npassword = hunter2\n"
     assert file.stat().st_mode & 0o7777 == 0o640
@@ -293,7 +293,7 @@ def test_a_deleted_file_comes_back(start, watched):
     worker.configure([file_rule(str(watched))], state=ModuleState.ON)
     file.unlink()
     (event,) = worker.scan()
-    prepared = worker.run(CommandKind.RESTORE, key=event.subject, baseline_version=event.details["baseline_version"]).result
+    prepared = worker.run(CommandKind.RESTORE, key=event.subject, version=event.details["baseline_version"]).result["restore"]
     restore_file(prepared.pop("path"), **prepared)
     assert file.read_text() == "keep me\n"
 

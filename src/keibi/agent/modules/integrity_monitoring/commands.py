@@ -3,13 +3,15 @@
 import sqlite3
 from typing import Any
 
-from keibi.agent.linux.files import Absent, ContentOutcome, FileState, FileType, Unreadable
-from keibi.agent.modules.integrity_monitoring.attributes import attributes_of
+from keibi.agent.linux.files import Absent, ContentOutcome, FileState, FileType, Unreadable, Wish, read_file_state
+from keibi.agent.modules.integrity_monitoring.attributes import attributes_of, entity_type_of
 from keibi.agent.modules.integrity_monitoring.baseline import FILE, LoggedChange
 from keibi.agent.modules.integrity_monitoring.drifts import Drift, State, decode_state
 from keibi.agent.modules.integrity_monitoring.examiner import Examiner, Policy
 from keibi.errors import InputError, RefusedError
 from keibi.protection.base import escape_name, unescape_name
+from keibi.protection.integrity_monitoring.engine import changed_attributes
+from keibi.protection.integrity_monitoring.rules import Change, EntityType
 
 MAX_LISTED = 1000
 
@@ -29,7 +31,7 @@ def key_of(arguments: dict[str, Any], name: str = "key") -> bytes:
         raise InputError("argument_invalid", f"{name} is no escaped name: {error}") from error
 
 
-def list_baseline(examiner: Examiner, arguments: dict[str, Any]) -> dict[str, Any]:
+def list_baseline(examiner: Examiner, policy: Policy, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return versions, newest first, and with `prefix` the entries at and below it; `after` continues a page."""
     limit = _limit(arguments)
     with examiner.lock:
@@ -42,7 +44,7 @@ def list_baseline(examiner: Examiner, arguments: dict[str, Any]) -> dict[str, An
         ]  # fmt: skip
         result: dict[str, Any] = {
             "versions": versions[:limit],
-            "drifts": [shown_drift(examiner, one) for one in examiner.drifts.all()],
+            "drifts": [shown_drift(examiner, policy, one) for one in examiner.drifts.all()],
         }
         if "prefix" in arguments:
             prefix, after = key_of(arguments, "prefix"), str(arguments.get("after", ""))
@@ -55,30 +57,36 @@ def list_baseline(examiner: Examiner, arguments: dict[str, Any]) -> dict[str, An
 
 
 def compare_baseline(examiner: Examiner, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return what differs between the versions `older` and `newer`, at most MAX_LISTED entries."""
-    older, newer = _version(arguments, "older"), _version(arguments, "newer")
+    """Return what differs between the versions `before` and `after`, at most `limit` entries (MAX_LISTED in all)."""
+    older, newer = sorted((_version(arguments, "before"), _version(arguments, "after")))
     limit = _limit(arguments)
     changes: list[dict[str, Any]] = []
     with examiner.lock:
-        for change in examiner.baseline.changes_between(min(older, newer), max(older, newer)):
+        for change in examiner.baseline.changes_between(older, newer):
             if len(changes) == limit:
                 break
             changes.append(_shown_change(examiner, change))
     return {"changes": changes, "is_complete": len(changes) < limit}
 
 
-def shown_drift(examiner: Examiner, drift: Drift) -> dict[str, Any]:
-    """Return a drift for a person: what the baseline has and what is there."""
+def shown_drift(examiner: Examiner, policy: Policy, drift: Drift) -> dict[str, Any]:
+    """Return a drift for a person: what the baseline has, what is there, and which watched attributes differ."""
     before: State = examiner.baseline.file(drift.key) if drift.type == FILE else examiner.baseline.entity(drift.type, drift.key)
+    known = drift.after if drift.after is not None else before
+    type_ = entity_type_of(known) if isinstance(known, FileState) else EntityType(drift.type)
+    was, now = _shown(examiner, before), _shown(examiner, drift.after)
+    watched = frozenset[str]().union(*(one.attributes for one in policy.watching.compiled.sets_for(type_, drift.key)))
     return {
         "drift_id": drift.drift_id,
-        "type": drift.type,
+        "type": str(type_),
         "key": escape_name(drift.key),
+        "change": _change_of(was, now),
+        "changed_attributes": changed_attributes(was, now, watched) if was is not None and now is not None else [],
         "detected_at": drift.detected_at,
         "event_id": drift.event_id,
         "decision": str(drift.decision),
-        "before": _shown(examiner, before),
-        "after": _shown(examiner, drift.after),
+        "before": was,
+        "after": now,
     }
 
 
@@ -102,7 +110,7 @@ def preview_restore(examiner: Examiner, policy: Policy, arguments: dict[str, Any
 
 
 def prepare_restore(examiner: Examiner, policy: Policy, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return everything that `restore.restore_file` needs, for the core to carry out.
+    """Return under "restore" everything that `restore.restore_file` needs, for the core to carry out.
 
     Raises:
         RefusedError: the file is not what the preview showed, or cannot be restored; the message says why.
@@ -118,24 +126,24 @@ def prepare_restore(examiner: Examiner, policy: Policy, arguments: dict[str, Any
         )
     examiner.expect_restore(path, then.content_hash)
     return {
-        "path": path,
-        "content": content,
-        "mode": then.permissions,
-        "uid": then.uid,
-        "gid": then.gid,
-        "expected_hash": expected,
-        "algorithm": examiner.algorithm,
+        "restore": {
+            "path": path,
+            "content": content,
+            "mode": then.permissions,
+            "uid": then.uid,
+            "gid": then.gid,
+            "expected_hash": expected,
+            "algorithm": examiner.algorithm,
+        }
     }
 
 
 def _then_and_now(examiner: Examiner, arguments: dict[str, Any]) -> tuple[bytes, FileState | None, FileState | None]:
     path = key_of(arguments)
-    version = arguments.get("baseline_version")
+    version = arguments.get("version")
     with examiner.lock:
-        then = _state_at(examiner.baseline.connection, path, _version(arguments, "baseline_version")) if version else False
+        then = _state_at(examiner.baseline.connection, path, _version(arguments, "version")) if version else False
         state = examiner.baseline.file(path) if isinstance(then, bool) else then
-    from keibi.agent.linux.files import Wish, read_file_state
-
     found = read_file_state(path, Wish.STATE | Wish.CONTENT, algorithm=examiner.algorithm)
     if isinstance(found, Unreadable):
         raise RefusedError("cannot_read", f"the file cannot be read: {found.problem}", where=escape_name(path))
@@ -171,12 +179,19 @@ def _hash_now(now: FileState | None) -> str:
 
 
 def _shown_change(examiner: Examiner, change: LoggedChange) -> dict[str, Any]:
+    known = change.after if change.after is not None else change.before
+    was, now = _shown(examiner, change.before), _shown(examiner, change.after)
     return {
-        "type": change.type,
+        "type": str(entity_type_of(known)) if isinstance(known, FileState) else change.type,
         "key": escape_name(change.key),
-        "before": _shown(examiner, change.before),
-        "after": _shown(examiner, change.after),
+        "change": _change_of(was, now),
+        "before": was,
+        "after": now,
     }
+
+
+def _change_of(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
+    return str(Change.CREATED if before is None else Change.DELETED if after is None else Change.UPDATED)
 
 
 def _shown(examiner: Examiner, state: State) -> dict[str, Any] | None:

@@ -362,7 +362,7 @@ class Director:
             case _ if self._is_building() or not self._is_baseline_there:
                 raise InputError("baseline_building", "the baseline is being built; ask again when it is there")
             case CommandKind.LIST_BASELINE:
-                result = commands.list_baseline(self._examiner, arguments)
+                result = commands.list_baseline(self._examiner, policy, arguments)
             case CommandKind.COMPARE_BASELINE:
                 result = commands.compare_baseline(self._examiner, arguments)
             case CommandKind.PREVIEW_RESTORE:
