@@ -64,14 +64,17 @@ class RequestGuard:
 
         async def send_noted(message: Message) -> None:
             nonlocal has_started
-            has_started = True
-            await send(message)
+            # A framework that catches everything would answer in its own words: what is said below is right.
+            if size <= self._max_body_bytes or has_started:
+                has_started = True
+                await send(message)
 
         try:
             await self._app(scope, receive_counted, send_noted)
         except _TooLargeError:
-            if not has_started:
-                await self._refuse(scope, receive, send)
+            pass
+        if size > self._max_body_bytes and not has_started:
+            await self._refuse(scope, receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = RefusedError("body_too_large", f"the body has more than {self._max_body_bytes} bytes", hint="send less at once")
