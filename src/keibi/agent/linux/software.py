@@ -1,13 +1,17 @@
 """Installed software as entities, from the databases of dpkg and rpm, and which package a file came from."""
 
+import fcntl
 import os
 import shutil
+import struct
 import subprocess
 from dataclasses import dataclass
 from typing import Any
 
 from keibi.protection.base import escape_name
 
+_FLOCK = struct.Struct("hhqqi4x")
+_LOG_TAIL_BYTES = 256 * 1024
 _RPM_FORMAT = "%{NAME}\\t%{EPOCHNUM}:%{VERSION}-%{RELEASE}\\t%{ARCH}\\t%{VENDOR}\\n"
 
 
@@ -87,49 +91,98 @@ class DpkgFiles:
     """Which installed package a file belongs to, and the MD5 that dpkg recorded for it.
 
     A hint of origin, not a proof: MD5 collides and root can edit the list. Only packages whose lists are newer than `since`
-    are read, so a look during an upgrade costs the upgraded packages and not all of them.
+    are read, each once, so that a look during an upgrade costs the upgraded packages and not all of them. One thread uses it.
     """
 
-    def __init__(self, directory: str = "/var/lib/dpkg") -> None:
+    def __init__(self, directory: str = "/var/lib/dpkg", log: str = "/var/log/dpkg.log") -> None:
         self._directory = directory
+        self._log = log
+        self._listed_at = -1
+        self._lists: dict[str, float] = {}
+        self._read: dict[str, tuple[float, dict[bytes, str]]] = {}
+        self._versions_at = -1
+        self._versions: dict[str, dict[str, Any]] = {}
 
     def lookup(self, paths: set[bytes], *, since: float = 0.0) -> dict[bytes, PackageFile]:
         """Return the package file of each path that a list changed after `since` names."""
-        wanted = {alias: path for path in paths for alias in _aliases(path)}
-        versions: dict[str, dict[str, Any]] | None = None
+        recent = {name: at for name, at in self._all_lists().items() if at >= since}
+        self._read = {name: kept for name, kept in self._read.items() if recent.get(name) == kept[0]}
         found: dict[bytes, PackageFile] = {}
-        info = f"{self._directory}/info"
-        try:
-            lists = [entry for entry in os.scandir(info) if entry.name.endswith(".md5sums") and entry.stat().st_mtime >= since]
-        except OSError:
-            return {}
-        for entry in lists:
-            package = entry.name.removesuffix(".md5sums")
-            with open(entry.path, "rb") as file:
-                for line in file:
-                    digest, _, path = line.rstrip(b"\n").partition(b"  ")
-                    if (original := wanted.get(b"/" + path)) is not None:
-                        versions = dpkg_packages(f"{self._directory}/status") if versions is None else versions
-                        name = package.partition(":")[0]
-                        version = versions.get(package, versions.get(name, {})).get("version", "")
-                        found[original] = PackageFile(name, str(version), digest.decode("ascii", "replace"), "md5")
+        for name, at in recent.items():
+            if name not in self._read:
+                self._read[name] = (at, self._digests(name))
+            digests = self._read[name][1]
+            for path in paths:
+                if (digest := next((digests[alias] for alias in _aliases(path) if alias in digests), None)) is not None:
+                    package = name.removesuffix(".md5sums")
+                    plain = package.partition(":")[0]
+                    versions = self._all_versions()
+                    version = versions.get(package, versions.get(plain, {})).get("version", "")
+                    found[path] = PackageFile(plain, str(version), digest, "md5")
         return found
 
-    def is_busy(self) -> bool:
-        """Return whether dpkg or apt holds the database at this moment."""
-        import fcntl
-
+    def previous_version(self, package: str) -> str:
+        """Return which version dpkg's log says the latest upgrade of a package came from; "" when it says nothing."""
         try:
-            descriptor = os.open(f"{self._directory}/lock", os.O_RDWR | os.O_CLOEXEC)
+            with open(self._log, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_TAIL_BYTES))
+                lines = file.read().splitlines()
+        except OSError:
+            return ""
+        for line in reversed(lines):
+            fields = line.split()  # date, time, "upgrade", package:architecture, old version, new version
+            if len(fields) == 6 and fields[2] == b"upgrade" and escape_name(fields[3]).partition(":")[0] == package:
+                return escape_name(fields[4])
+        return ""
+
+    def is_busy(self) -> bool:
+        """Return whether dpkg or apt holds the database at this moment. Needs no more than to read the lock file."""
+        try:
+            descriptor = os.open(f"{self._directory}/lock", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return False
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # struct flock of fcntl(2) on 64-bit machines: type, whence, start, length, pid.
+            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            return bool(_FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK)
         except OSError:
-            return True
+            return False
         finally:
             os.close(descriptor)
-        return False
+
+    def _all_lists(self) -> dict[str, float]:
+        """Return when each list was written; the folder is read again only when a name in it changed."""
+        info = f"{self._directory}/info"
+        try:
+            changed_at = os.stat(info).st_mtime_ns
+            if changed_at != self._listed_at:
+                with os.scandir(info) as entries:
+                    self._lists = {one.name: one.stat().st_mtime for one in entries if one.name.endswith(".md5sums")}
+                self._listed_at = changed_at
+        except OSError:
+            return {}
+        return self._lists
+
+    def _digests(self, name: str) -> dict[bytes, str]:
+        digests: dict[bytes, str] = {}
+        try:
+            with open(f"{self._directory}/info/{name}", "rb") as file:
+                for line in file:
+                    digest, _, path = line.rstrip(b"\n").partition(b"  ")
+                    digests[b"/" + path] = digest.decode("ascii", "replace")
+        except OSError:
+            return {}
+        return digests
+
+    def _all_versions(self) -> dict[str, dict[str, Any]]:
+        status = f"{self._directory}/status"
+        try:
+            changed_at = os.stat(status).st_mtime_ns
+        except OSError:
+            return {}
+        if changed_at != self._versions_at:
+            self._versions, self._versions_at = dpkg_packages(status), changed_at
+        return self._versions
 
 
 def _aliases(path: bytes) -> tuple[bytes, ...]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 from keibi.agent.linux.files import ContentOutcome, FileState, FileType, new_hasher, read_content
@@ -15,6 +16,7 @@ from keibi.protection.integrity_monitoring.packages import Packaged, explain
 from keibi.protection.integrity_monitoring.settings import IntegrityMonitoringSettings
 
 PACKAGE_MANAGERS = ("/usr/bin/dpkg", "/usr/bin/rpm", "/usr/bin/dnf", "/usr/bin/yum", "/usr/libexec/packagekitd")
+_BUSY_SECONDS = 0.2
 MAX_EXPLAINED_BYTES = 256 * 1024 * 1024
 """Largest file that is read again to compare it with the package database."""
 
@@ -91,10 +93,16 @@ class PackageKnowledge:
 
     def __init__(self, files: DpkgFiles | None = None) -> None:
         self._files = files or DpkgFiles()
+        self._is_busy = False
+        self._looked_at = 0.0
 
     def is_at_work(self, actor: Actor) -> bool:
         """Whether the change comes from a package manager that has not finished: its lists are not written yet."""
-        return actor.process in PACKAGE_MANAGERS and self._files.is_busy()
+        if actor.process not in PACKAGE_MANAGERS:
+            return False
+        if time.monotonic() - self._looked_at > _BUSY_SECONDS:
+            self._is_busy, self._looked_at = self._files.is_busy(), time.monotonic()
+        return self._is_busy
 
     def origin(self, state: FileState, previous_version: Callable[[str], str], now: float) -> PackageOrigin | None:
         """Return the package whose recent installation or upgrade explains the file's content."""
@@ -108,4 +116,5 @@ class PackageKnowledge:
                 digest = hashlib.file_digest(file, recorded.algorithm).hexdigest()
         except OSError:
             return None
-        return explain(Packaged(recorded.package, recorded.version, recorded.digest), digest, previous_version(recorded.package))
+        previous = self._files.previous_version(recorded.package) or previous_version(recorded.package)
+        return explain(Packaged(recorded.package, recorded.version, recorded.digest), digest, previous)
