@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from events_ingest_program import make_event
 
 from keibi.contract.events import EventBatch
 from keibi.contract.names import new_id
@@ -20,6 +19,7 @@ from keibi.manager.events.daemon import EventDaemon
 from keibi.manager.events.feed import EventFeed
 from keibi.manager.events.ingest import EventIngest
 from keibi.manager.events.store import EventStore
+from tests.system.events_ingest_program import make_event
 
 PROGRAM = Path(__file__).with_name("events_ingest_program.py")
 

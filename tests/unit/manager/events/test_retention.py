@@ -6,10 +6,26 @@ import pytest
 
 from keibi.contract.names import ModuleId, new_id
 from keibi.errors import AccessError, InputError
+from keibi.manager.events.client import ClickHouse
+from keibi.manager.events.daemon import EventDaemon
 from keibi.manager.events.model import EventQuery
+from keibi.manager.events.store import EventStore
 from tests.unit.manager.events.making import an_event, principal
 
 DAY = 86400.0
+
+
+@pytest.fixture(scope="module")
+def event_store(tmp_path_factory):
+    """A store of their own: retention looks at every day of every tenant, and other tests leave many."""
+    daemon = EventDaemon(tmp_path_factory.mktemp("retention") / "store")
+    daemon.start()
+    client = ClickHouse(daemon.url, key=daemon.key)
+    store = EventStore(client)
+    store.prepare()
+    yield store
+    client.close()
+    daemon.stop()
 
 
 def ages(events, tenant, now):
