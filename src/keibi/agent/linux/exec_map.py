@@ -7,7 +7,6 @@ import ctypes
 import os
 import socket
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +68,9 @@ class ExecMap:
         """
         _check_namespace()
         if not os.path.exists(path):
-            raise TryLaterError("bpf_absent", "the kernel part was not built", where=path, hint="make up builds it when clang is there")
+            raise TryLaterError(
+                "bpf_absent", "the kernel part was not built", where=path, hint="make up builds it when clang is there"
+            )
         self._libbpf = _load_libbpf()
         self._links: dict[bytes, int] = {}
         self._ring: int | None = None
