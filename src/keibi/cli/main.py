@@ -65,10 +65,14 @@ def _add_this_computer(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         ("down", down, "stop what 'up' started; what was gathered stays"),
         ("status", status, "say what runs"),
     ):
-        made = _command(commands, name, lambda options, function=function: function(Layout(port=options.port)), about)
+        made = _command(commands, name, _on_this_computer(function), about)
         made.add_argument("--port", type=int, default=PORT, help=f"the manager's port (default {PORT})")
     prove = _command(commands, "prove", _prove, "trigger each protection module harmlessly and show what arrived")
     prove.add_argument("--seconds", type=float, default=10.0, help="how long to wait for each event (default 10)")
+
+
+def _on_this_computer(function: Callable[[Layout], int]) -> Action:
+    return lambda options: function(Layout(port=options.port))
 
 
 def _prove(options: argparse.Namespace) -> int:

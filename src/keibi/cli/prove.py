@@ -105,7 +105,7 @@ def _integrity_triggers(folder: str) -> Iterator[Trigger]:
 
     yield Trigger("created a file", "file.created", path, write("1+1=2\n"), writer_of)
     yield Trigger("changed its content", "file.updated", path, write("1*1=1\n"), difference_of)
-    yield Trigger("made it writable for all", "file.updated", path, lambda: os.chmod(path, 0o666), _names("permissions"))
+    yield Trigger("made it private", "file.updated", path, lambda: os.chmod(path, 0o600), _names("permissions"))
     yield Trigger("renamed it", "file.renamed", moved, lambda: os.rename(path, moved))
     yield Trigger("deleted it", "file.deleted", moved, lambda: os.unlink(moved))
     with socket.socket() as listener:
