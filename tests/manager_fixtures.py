@@ -82,7 +82,8 @@ def _binaries() -> str:
 def postgresql_server() -> Iterator[PostgresqlServer]:
     binaries = _binaries()
     # Under /tmp by itself and short: the path of a Unix socket has at most 107 bytes.
-    directory = tempfile.mkdtemp(prefix="keibi-pg-")
+    in_memory = "/dev/shm" if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 2**30 else None
+    directory = tempfile.mkdtemp(prefix="keibi-pg-", dir=in_memory)
     account: dict[str, object] = {}
     if os.getuid() == 0:
         # PostgreSQL refuses to run as root.

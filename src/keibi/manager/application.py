@@ -24,9 +24,10 @@ from keibi.manager.computers.api import alarms_router, groups_router, overview_r
 from keibi.manager.computers.api import router as computers_router
 from keibi.manager.console.routes import build_routes
 from keibi.manager.events.api import router as events_router
-from keibi.manager.http_answers import collect_definitions
+from keibi.manager.http_answers import answer, collect_definitions
 from keibi.manager.http_errors import http_exception, invalid_request, keibi_error, unexpected
 from keibi.manager.http_guard import RequestGuard
+from keibi.manager.loop_lag import LoopLag
 from keibi.manager.policies.api import router as policies_router
 from keibi.manager.rules.api import router as rules_router
 from keibi.manager.tenants.api import router as tenants_router
@@ -62,6 +63,7 @@ T = TypeVar("T")
 
 def make_application(manager: Manager) -> FastAPI:
     """Return the application of a manager; its lifespan runs the background tasks."""
+    lag = LoopLag()
     app = FastAPI(
         title="Keibi",
         version="1",
@@ -69,7 +71,7 @@ def make_application(manager: Manager) -> FastAPI:
         openapi_url="/api/v1/openapi.json",
         docs_url=None,
         redoc_url=None,
-        lifespan=lambda _app: _running(manager),
+        lifespan=lambda _app: _running(manager, lag),
         exception_handlers={
             KeibiError: keibi_error,
             RequestValidationError: invalid_request,
@@ -83,6 +85,12 @@ def make_application(manager: Manager) -> FastAPI:
     app.router.routes.append(Mount("/agent/v1", routes=manager.agent_routes.routes()))
     for router in API_ROUTERS:
         app.include_router(router)
+
+    async def health() -> Response:
+        """Say that the manager answers, and how busy it is; for load balancers and `keibi up`."""
+        lags = {f"loop_lag_p{percent}_milliseconds": lag.percentile_milliseconds(percent) for percent in (50, 99)}
+        return answer({"status": "ok", **lags})
+
     app.add_api_route("/api/v1/health", health, methods=["GET"], include_in_schema=False)
     app.router.routes.extend(build_routes(manager.services))
     describe = app.openapi
@@ -98,13 +106,8 @@ def make_application(manager: Manager) -> FastAPI:
     return app
 
 
-def health() -> Response:
-    """Say that the manager answers; for load balancers and `keibi up`."""
-    return Response('{"status":"ok"}', media_type="application/json")
-
-
 @asynccontextmanager
-async def _running(manager: Manager) -> AsyncIterator[None]:
+async def _running(manager: Manager, lag: LoopLag) -> AsyncIterator[None]:
     manager.wake_ups.attach(asyncio.get_running_loop())
     manager.signals.start()
     await manager.services.ingest.start()
@@ -112,6 +115,7 @@ async def _running(manager: Manager) -> AsyncIterator[None]:
     await run_in_threadpool(manager.policy_watch.look)
     retention = manager.services.events.retention
     tasks = [
+        asyncio.create_task(lag.measure(), name="loop-lag"),
         asyncio.create_task(_every(1.0, manager.heartbeats.flush), name="heartbeats"),
         asyncio.create_task(_watch_policies(manager), name="policy-watch"),
         asyncio.create_task(_every(10.0, manager.services.commands.expire), name="commands"),

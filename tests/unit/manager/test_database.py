@@ -189,7 +189,7 @@ def test_the_second_of_two_who_change_the_same_row_is_told(filled):
         mine = session.scalars(select(GroupRecord).where(GroupRecord.name == "one")).one()
     with filled.session(ALICE) as session:
         session.get(GroupRecord, mine.id).name = "changed"
-    with pytest.raises(InputError) as caught, filled.session(ALICE) as session:
+    with pytest.raises(InputError) as caught, filled.session(ALICE) as session:  # noqa: PT012
         session.add(mine)
         mine.name = "late"
     assert caught.value.code == "changed_meanwhile"
@@ -197,7 +197,7 @@ def test_the_second_of_two_who_change_the_same_row_is_told(filled):
 
 
 def test_an_error_rolls_everything_back(filled):
-    with pytest.raises(ZeroDivisionError), filled.session(ALICE) as session:
+    with pytest.raises(ZeroDivisionError), filled.session(ALICE) as session:  # noqa: PT012
         session.add(group("a", "half"))
         session.flush()
         raise ZeroDivisionError

@@ -22,7 +22,7 @@ from tests.unit.manager.foreign_tenant import (
     TenantWithObjects,
 )
 
-PASSWORD = "correct horse battery staple"  # noqa: S105
+PASSWORD = "correct horse battery staple"
 
 
 def resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
