@@ -128,7 +128,7 @@ def _prove_restore(api: ApiClient, computer_id: str, folder: str, seconds: float
     event = _find(api, computer_id, "file.updated", path, began, seconds)
     if event is None:
         return Row("integrity monitoring", done, expected, "the change was not seen", None)
-    arguments = {"key": path, "baseline_version": api.get(f"/events/{event['event_id']}")["details"].get("baseline_version", 0)}
+    arguments = {"key": path, "version": api.get(f"/events/{event['event_id']}")["details"].get("baseline_version", 0)}
     started = time.monotonic()
     body = {"kind": "restore", "module": "integrity_monitoring", "arguments": arguments}
     command = api.post(f"/computers/{computer_id}/commands", body)

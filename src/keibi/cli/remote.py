@@ -33,7 +33,7 @@ def list_computers(options: argparse.Namespace) -> int:
         (
             one["display_name"] or one["hostname"],
             one["state"],
-            ", ".join(f"{module['module']} {module['health']}" for module in one["modules"]) or "-",
+            ", ".join(f"{module.replace('_', ' ')} {health}" for module, health in one["modules"].items()) or "-",
             f"{one['generation_in_force']}/{one['generation_wanted']}",
             ago(one["last_heartbeat_at"]),
             one["computer_id"],
@@ -99,7 +99,7 @@ def restore(options: argparse.Namespace) -> int:
     api = client()
     event = api.get(f"/events/{options.event}")
     details = event.get("details", {})
-    arguments = {"key": event["subject"], "baseline_version": details.get("baseline_version", 0)}
+    arguments = {"key": event["subject"], "version": details.get("baseline_version", 0)}
     where = f"/computers/{event['computer_id']}/commands"
     module = "integrity_monitoring"
     preview = _follow(api, api.post(where, {"kind": "preview_restore", "module": module, "arguments": arguments}), is_quiet=True)

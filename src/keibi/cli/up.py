@@ -231,7 +231,7 @@ def _wait_for_report(layout: Layout) -> dict[str, Any]:
     def is_there() -> bool:
         nonlocal seen, shown
         seen = client.get(f"/computers/{identity.computer_id}")
-        modules = seen.get("modules", [])
+        modules = (seen.get("status") or {}).get("modules", [])
         said = next((one.get("message", "") for one in modules if one.get("message")), "")
         if said and said != shown and sys.stdout.isatty():
             shown = said
@@ -245,8 +245,8 @@ def _wait_for_report(layout: Layout) -> dict[str, Any]:
 def _say_what_now(layout: Layout, computer: dict[str, Any], seconds: float) -> None:
     name = computer.get("display_name") or computer.get("hostname") or "this computer"
     print(f"\n{name} is protected ({seconds:.0f} s).")
-    for module in computer.get("modules", []):
-        print(f"  {module.get('module', '').replace('_', ' ')}: {module.get('health', '')} {module.get('message', '')}".rstrip())
+    for module in computer["status"]["modules"]:
+        print(f"  {module['module'].replace('_', ' ')}: {module['health']} {module.get('message', '')}".rstrip())
     print(f"\nConsole     {layout.url}")
     try:
         with open(f"{layout.manager_state}/first-password") as file:

@@ -110,7 +110,7 @@ def preview_restore(examiner: Examiner, policy: Policy, arguments: dict[str, Any
 
 
 def prepare_restore(examiner: Examiner, policy: Policy, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return under "restore" everything that `restore.restore_file` needs, for the core to carry out.
+    """Return everything that `restore.restore_file` needs (the core's `FileToRestore`), for the core to carry out.
 
     Raises:
         RefusedError: the file is not what the preview showed, or cannot be restored; the message says why.
@@ -126,15 +126,13 @@ def prepare_restore(examiner: Examiner, policy: Policy, arguments: dict[str, Any
         )
     examiner.expect_restore(path, then.content_hash)
     return {
-        "restore": {
-            "path": path,
-            "content": content,
-            "mode": then.permissions,
-            "uid": then.uid,
-            "gid": then.gid,
-            "expected_hash": expected,
-            "algorithm": examiner.algorithm,
-        }
+        "path": path,
+        "content": content,
+        "mode": then.permissions,
+        "uid": then.uid,
+        "gid": then.gid,
+        "expected_hash": expected,
+        "algorithm": examiner.algorithm,
     }
 
 
