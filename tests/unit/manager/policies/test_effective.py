@@ -22,13 +22,16 @@ IM = ModuleId.INTEGRITY_MONITORING
 LINUX, DEBIAN = "Base > Linux", "Base > Linux > Debian and Ubuntu"
 
 
-def test_a_computer_nobody_gave_a_policy_uses_the_one_of_its_system(world):
-    names = {os_name: world.effective(world.computer(os_name, os_name)).policy_name for os_name in ("ubuntu", "rocky", "arch")}
+def test_a_computer_nobody_gave_a_policy_uses_the_one_of_its_system(sqlite_world):
+    names = {
+        os_name: sqlite_world.effective(sqlite_world.computer(os_name, os_name)).policy_name
+        for os_name in ("ubuntu", "rocky", "arch")
+    }
     assert names == {"ubuntu": DEBIAN, "rocky": "Base > Linux > RHEL family", "arch": LINUX}
 
 
-def test_an_agent_can_read_what_it_gets(world):
-    policy = world.effective(world.computer("web-1"))
+def test_an_agent_can_read_what_it_gets(sqlite_world):
+    policy = sqlite_world.effective(sqlite_world.computer("web-1"))
     assert policy.modules[0].state is ModuleState.REAL_TIME
     msgspec.json.decode(policy.modules[0].settings, type=IntegrityMonitoringSettings)
     rules = [msgspec.json.decode(rule.body, type=Rule) for rule in policy.modules[0].rules]
@@ -36,10 +39,12 @@ def test_an_agent_can_read_what_it_gets(world):
     assert all(rule.samples is None for rule in rules)
 
 
-def test_rules_for_another_system_are_left_out_by_themselves(world):
-    world.change("Base", rules={"im-debian-apt-sources": {"is_assigned": True}, "im-rhel-repositories": {"is_assigned": True}})
-    debian = rule_ids(world.effective(world.computer("a", "debian", LINUX)))
-    rocky = rule_ids(world.effective(world.computer("b", "rocky", LINUX)))
+def test_rules_for_another_system_are_left_out_by_themselves(sqlite_world):
+    sqlite_world.change(
+        "Base", rules={"im-debian-apt-sources": {"is_assigned": True}, "im-rhel-repositories": {"is_assigned": True}}
+    )
+    debian = rule_ids(sqlite_world.effective(sqlite_world.computer("a", "debian", LINUX)))
+    rocky = rule_ids(sqlite_world.effective(sqlite_world.computer("b", "rocky", LINUX)))
     assert "im-debian-apt-sources" in debian
     assert "im-rhel-repositories" not in debian
     assert "im-debian-apt-sources" not in rocky
@@ -130,10 +135,10 @@ def test_heartbeats_at_the_same_moment_agree_on_the_generation(world):
     assert generations == [2] * 8
 
 
-def test_an_agent_gets_only_settings_that_its_version_knows(world):
-    computer_id = world.computer("web-1")
-    assert world.effective(computer_id, {"integrity_monitoring": 1}).modules
-    assert world.effective(computer_id, {"firewall": 1}).modules == []  # it has no integrity monitoring
+def test_an_agent_gets_only_settings_that_its_version_knows(sqlite_world):
+    computer_id = sqlite_world.computer("web-1")
+    assert sqlite_world.effective(computer_id, {"integrity_monitoring": 1}).modules
+    assert sqlite_world.effective(computer_id, {"firewall": 1}).modules == []  # it has no integrity monitoring
     assert known_to(MODULES[0], {"cpu_percent": 1}, 1) == {"cpu_percent": 1}
     assert known_to(MODULES[0], {"cpu_percent": 1}, 0) == {}
 

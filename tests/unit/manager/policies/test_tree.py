@@ -39,21 +39,21 @@ def test_every_value_says_where_it_comes_from_and_what_it_would_be_without_this_
     assert (untouched.value, untouched.origin_policy_id, untouched.origin_name) == (7, None, "")
 
 
-def test_null_returns_a_value_to_the_inherited_one(world):
-    world.change("Base", settings={"cpu_percent": 50})
-    world.change(LINUX, settings={"cpu_percent": 25})
-    world.change(LINUX, settings={"cpu_percent": None})
-    assert module(world, LINUX).settings["cpu_percent"].value == 50
-    assert not module(world, LINUX).settings["cpu_percent"].is_overridden
+def test_null_returns_a_value_to_the_inherited_one(sqlite_world):
+    sqlite_world.change("Base", settings={"cpu_percent": 50})
+    sqlite_world.change(LINUX, settings={"cpu_percent": 25})
+    sqlite_world.change(LINUX, settings={"cpu_percent": None})
+    assert module(sqlite_world, LINUX).settings["cpu_percent"].value == 50
+    assert not module(sqlite_world, LINUX).settings["cpu_percent"].is_overridden
 
 
-def test_a_rule_is_overridden_part_by_part(world):
-    world.change(DEBIAN, rules={"im-linux-cron": {"severity": "critical", "added_excludes": ["/etc/cron.d/backup"]}})
-    rule = next(rule for rule in module(world, DEBIAN).rules if rule.rule_id == "im-linux-cron")
+def test_a_rule_is_overridden_part_by_part(sqlite_world):
+    sqlite_world.change(DEBIAN, rules={"im-linux-cron": {"severity": "critical", "added_excludes": ["/etc/cron.d/backup"]}})
+    rule = next(rule for rule in module(sqlite_world, DEBIAN).rules if rule.rule_id == "im-linux-cron")
     assert (rule.is_assigned.value, rule.is_assigned.origin_name) == (True, LINUX)
     assert (rule.severity.value, rule.severity.is_overridden, rule.severity.inherited_value) == ("critical", True, "medium")
     assert rule.added_excludes.value == ["/etc/cron.d/backup"]
-    above = next(rule for rule in module(world, LINUX).rules if rule.rule_id == "im-linux-cron")
+    above = next(rule for rule in module(sqlite_world, LINUX).rules if rule.rule_id == "im-linux-cron")
     assert above.severity.value == "medium"
 
 
@@ -71,13 +71,13 @@ def test_a_rule_is_overridden_part_by_part(world):
         ({"settings": {"excluded_paths": ["relative/path"]}}, "path_not_absolute", "relative/path"),
     ],
 )
-def test_a_change_that_is_wrong_is_refused_and_the_old_policy_stays(world, change, code, told):
-    before = world.policies.effective_settings(world.alice, world.policy_id(LINUX))
+def test_a_change_that_is_wrong_is_refused_and_the_old_policy_stays(sqlite_world, change, code, told):
+    before = sqlite_world.policies.effective_settings(sqlite_world.alice, sqlite_world.policy_id(LINUX))
     with pytest.raises(InputError) as refused:
-        world.change(LINUX, **{**change, "settings": {"full_rehash_days": 3, **change.get("settings", {})}})
+        sqlite_world.change(LINUX, **{**change, "settings": {"full_rehash_days": 3, **change.get("settings", {})}})
     assert refused.value.code == code
     assert told in str(refused.value)
-    assert world.policies.effective_settings(world.alice, world.policy_id(LINUX)) == before
+    assert sqlite_world.policies.effective_settings(sqlite_world.alice, sqlite_world.policy_id(LINUX)) == before
 
 
 def test_a_change_above_that_would_break_a_policy_below_is_refused_with_its_name(world):
@@ -143,16 +143,18 @@ def test_policies_are_made_moved_duplicated_and_deleted(world):
     assert {"policy.create", "policy.duplicate", "policy.move", "policy.delete"} <= set(world.actions())
 
 
-def test_a_policy_is_not_moved_below_itself_nor_beside_its_namesake(world):
+def test_a_policy_is_not_moved_below_itself_nor_beside_its_namesake(sqlite_world):
     with pytest.raises(InputError) as refused:
-        world.policies.move(world.alice, world.policy_id("Base"), world.policy_id(DEBIAN), world.version("Base"))
+        sqlite_world.policies.move(
+            sqlite_world.alice, sqlite_world.policy_id("Base"), sqlite_world.policy_id(DEBIAN), sqlite_world.version("Base")
+        )
     assert refused.value.code == "policy_below_itself"
     with pytest.raises(InputError) as refused:
-        world.policies.create(world.alice, "linux", world.policy_id("Base"))
+        sqlite_world.policies.create(sqlite_world.alice, "linux", sqlite_world.policy_id("Base"))
     assert refused.value.code == "policy_exists"
     for name in ("", " ", "a > b", "x" * 101, "tab\tname"):
         with pytest.raises(InputError) as refused:
-            world.policies.create(world.alice, name)
+            sqlite_world.policies.create(sqlite_world.alice, name)
         assert refused.value.code == "policy_name"
 
 

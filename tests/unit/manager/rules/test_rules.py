@@ -1,12 +1,16 @@
 """The catalogue: shipped rules for all, own rules for one tenant, every version kept."""
 
 import pytest
+from sqlalchemy import select
 
 from keibi.contract.names import ModuleId, Severity
 from keibi.errors import AccessError, InputError
 from keibi.manager.audit.model import AuditFilter
+from keibi.manager.database import Scope
+from keibi.manager.policies.effective import touch
 from keibi.manager.rules.catalog import read_content
 from keibi.manager.rules.model import RuleFilter, RuleInvalidError, RuleSource
+from keibi.manager.rules.tables import OwnRuleRecord
 from tests.unit.manager.policies.world import OWN_RULE, principal
 
 IM = ModuleId.INTEGRITY_MONITORING
@@ -68,9 +72,9 @@ def test_pages_hold_every_rule_once_the_gravest_first(world):
         (RuleFilter(is_assigned=False), "im-own-shop", "im-linux-cron"),
     ],
 )
-def test_filters_narrow_the_list(world, filters, has, has_not):
-    world.rules.create(world.alice, IM, OWN_RULE)
-    found = {row.rule_id for row in world.rules.list(world.alice, filters, limit=1000).items}
+def test_filters_narrow_the_list(sqlite_world, filters, has, has_not):
+    sqlite_world.rules.create(sqlite_world.alice, IM, OWN_RULE)
+    found = {row.rule_id for row in sqlite_world.rules.list(sqlite_world.alice, filters, limit=1000).items}
     assert has in found
     assert has_not not in found
 
@@ -142,30 +146,30 @@ def test_a_shipped_rule_is_duplicated_and_never_changed(world):
         ("title: {en: Shop settings}", "title: {en: [Shop}", 4, "", "YAML", ""),
     ],
 )
-def test_what_is_wrong_with_a_text_is_said_with_its_line(world, before, after, line, path, told, hint):
+def test_what_is_wrong_with_a_text_is_said_with_its_line(sqlite_world, before, after, line, path, told, hint):
     assert before in OWN_RULE
-    validation = world.rules.validate(IM, OWN_RULE.replace(before, after))
+    validation = sqlite_world.rules.validate(IM, OWN_RULE.replace(before, after))
     assert not validation.is_valid
     problem = validation.problems[0]
     assert (problem.line, problem.path) == (line, path)
     assert told in problem.message
     assert hint in problem.hint
     with pytest.raises(RuleInvalidError) as refused:
-        world.rules.create(world.alice, IM, OWN_RULE.replace(before, after))
+        sqlite_world.rules.create(sqlite_world.alice, IM, OWN_RULE.replace(before, after))
     assert refused.value.problems == validation.problems
 
 
-def test_samples_of_an_own_rule_must_hold(world):
+def test_samples_of_an_own_rule_must_hold(sqlite_world):
     samples = "samples:\n  match:\n    - {type: file, key: /srv/shop/a.txt, change: created}\n  no_match: []\n"
-    problem = world.rules.validate(IM, OWN_RULE + samples).problems[0]
+    problem = sqlite_world.rules.validate(IM, OWN_RULE + samples).problems[0]
     assert "/srv/shop/a.txt" in problem.message
     assert problem.line == 12
 
 
-def test_a_rule_is_tried_on_a_change_and_says_why(world):
+def test_a_rule_is_tried_on_a_change_and_says_why(sqlite_world):
     def tried(key, change="updated", rule_id="", text=OWN_RULE, type_="file", **more):
         event = {"type": type_, "key": key, "change": change, "before": {"contents": "a"}, "after": {"contents": "b"}, **more}
-        return world.rules.try_rule(world.alice, event, rule_id=rule_id, text=text)
+        return sqlite_world.rules.try_rule(sqlite_world.alice, event, rule_id=rule_id, text=text)
 
     found = tried("/srv/shop/a.conf")
     assert (found.matches, found.severity, found.set_number) == (True, Severity.MEDIUM, 1)
@@ -180,13 +184,13 @@ def test_a_rule_is_tried_on_a_change_and_says_why(world):
     assert refused.value.code == "change_invalid"
 
 
-def test_who_may_only_look_writes_no_rule(world):
-    auditor = principal(world.tenant_id, permissions=frozenset({"rules.view"}))
-    assert world.rules.get(auditor, "im-linux-cron").text
+def test_who_may_only_look_writes_no_rule(sqlite_world):
+    auditor = principal(sqlite_world.tenant_id, permissions=frozenset({"rules.view"}))
+    assert sqlite_world.rules.get(auditor, "im-linux-cron").text
     for call in (
-        lambda: world.rules.create(auditor, IM, OWN_RULE),
-        lambda: world.rules.duplicate(auditor, "im-linux-cron", "im-own-cron"),
-        lambda: world.rules.list(principal(world.tenant_id, permissions=frozenset({"events.view"}))),
+        lambda: sqlite_world.rules.create(auditor, IM, OWN_RULE),
+        lambda: sqlite_world.rules.duplicate(auditor, "im-linux-cron", "im-own-cron"),
+        lambda: sqlite_world.rules.list(principal(sqlite_world.tenant_id, permissions=frozenset({"events.view"}))),
     ):
         with pytest.raises(AccessError):
             call()
@@ -214,3 +218,18 @@ def test_texts_of_shipped_rules_are_kept_when_they_change(world):
     assert [version.what for version in world.rules.versions(world.alice, "im-linux-cron")] == ["shipped"]
     world.rules.load_shipped(shipped)
     assert len(world.rules.versions(world.alice, "im-linux-cron")) == 1
+
+
+def test_an_own_rule_that_can_no_longer_be_read_does_not_keep_the_others_from_agents(world):
+    world.rules.create(world.alice, IM, OWN_RULE)
+    world.change("Base > Linux", rules={"im-own-shop": {"is_assigned": True}})
+    computer_id = world.computer("web-1")
+    with world.database.session(Scope.system("test")) as session:
+        record = session.scalars(select(OwnRuleRecord)).one()
+        record.text = "this is no rule"
+    with world.database.session(Scope.system("test")) as session:
+        touch(session, world.tenant_id)
+    sent = {rule.rule_id for rule in world.effective(computer_id).modules[0].rules}
+    assert "im-linux-cron" in sent
+    assert "im-own-shop" not in sent
+    assert "im-own-shop" not in {row.rule_id for row in world.rules.list(world.alice, limit=1000).items}
