@@ -5,8 +5,8 @@ import collections
 import math
 
 INTERVAL_SECONDS = 0.01
-KEPT = 1000
-"""About the last ten seconds."""
+KEPT = 200
+"""About the last two seconds."""
 
 
 class LoopLag:

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import pathlib
 import signal
 import socket
@@ -22,7 +23,7 @@ from keibi.manager.access.service import AccessService
 from keibi.manager.application import make_application
 from keibi.manager.audit.service import AuditService
 from keibi.manager.certificates import ServerCertificate, ensure_certificates
-from keibi.manager.composition import Manager, make_manager
+from keibi.manager.composition import Manager, make_manager, prepare_directory
 from keibi.manager.config import ManagerConfig, load_config
 from keibi.manager.database import Database
 from keibi.manager.keys import SecretBox, load_or_make_key
@@ -65,7 +66,10 @@ def run(config: ManagerConfig) -> None:
     Raises:
         KeibiError: something cannot be prepared, and why.
     """
+    # What is written from here on (the database too) is for the manager alone.
+    os.umask(0o077)
     _check_port(config.address, config.port)
+    prepare_directory(config.state_directory)
     certificate = _certificate(config)
     manager = make_manager(config)
     try:

@@ -6,6 +6,7 @@ a storm of agents takes no thread from the console.
 """
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import AsyncIterator, Callable
@@ -37,6 +38,7 @@ MAX_UNKNOWN_BODY_BYTES = 64 * 1024
 MAX_HEARTBEAT_BYTES = 8 * 1024 * 1024
 MAX_HEARTBEAT_DECODED_BYTES = 32 * 1024 * 1024
 BODY_SECONDS = 60.0
+DRAIN_SECONDS = 2.0
 WORKERS = 6
 MAX_WAITING = 400
 """Requests that may wait for a worker; beyond it agents are told to come later, which they do."""
@@ -91,13 +93,13 @@ class AgentRoutes:
         ]
 
     async def _enrol(self, request: Request) -> Response:
-        async with _answering() as answer:
+        async with _answering(request) as answer:
             body = await read_body(request, MAX_UNKNOWN_BODY_BYTES)
             answer.value = await self._workers.run(lambda: self._enrolment.enrol(_small(body, EnrolRequest)))
         return answer.response()
 
     async def _challenge(self, request: Request) -> Response:
-        async with _answering() as answer:
+        async with _answering(request) as answer:
             body = await read_body(request, MAX_UNKNOWN_BODY_BYTES)
 
             def make() -> ChallengeResponse:
@@ -107,13 +109,13 @@ class AgentRoutes:
         return answer.response()
 
     async def _token(self, request: Request) -> Response:
-        async with _answering() as answer:
+        async with _answering(request) as answer:
             body = await read_body(request, MAX_UNKNOWN_BODY_BYTES)
             answer.value = await self._workers.run(lambda: self._enrolment.grant_access(_small(body, TokenRequest)))
         return answer.response()
 
     async def _heartbeat(self, request: Request) -> Response:
-        async with _answering() as answer:
+        async with _answering(request) as answer:
             claims = self._recognise(request)
             body = await read_body(request, MAX_HEARTBEAT_BYTES)
 
@@ -127,7 +129,7 @@ class AgentRoutes:
         return answer.response()
 
     async def _wake(self, request: Request) -> Response:
-        async with _answering() as answer:
+        async with _answering(request) as answer:
             claims = self._recognise(request)
             seconds = _seconds(request.query_params.get("seconds", ""))
             # No longer than the token: after it the answer would be for somebody who may have been refused meanwhile.
@@ -138,7 +140,7 @@ class AgentRoutes:
         return answer.response()
 
     async def _take_events(self, request: Request) -> Response:
-        async with _answering() as answer:
+        async with _answering(request) as answer:
             claims = self._recognise(request)
             async with self._event_bodies.slot():
                 body = await read_body(request, MAX_BODY_BYTES)
@@ -232,7 +234,7 @@ class _Answer:
 
 
 @asynccontextmanager
-async def _answering() -> AsyncIterator[_Answer]:
+async def _answering(request: Request) -> AsyncIterator[_Answer]:
     # Errors are answered here and not by the application's handlers: no log line for what strangers send, and no way
     # through the middleware of the console.
     answer = _Answer()
@@ -240,6 +242,19 @@ async def _answering() -> AsyncIterator[_Answer]:
         yield answer
     except KeibiError as error:
         answer.error = error
+        await _drain(request)
+
+
+async def _drain(request: Request) -> None:
+    """Take a small body that nobody will read, so that the connection can be used again; a large one costs it."""
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or int(length[:15]) > MAX_UNKNOWN_BODY_BYTES:
+        return
+    # RuntimeError: the body was read before the error.
+    with contextlib.suppress(RuntimeError, ClientDisconnect, TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for _ in request.stream():
+                pass
 
 
 def _small(body: bytes, type_: type[T]) -> T:
