@@ -277,7 +277,7 @@ def test_a_file_is_restored_as_it_was_before_the_event(start, watched):
 
     stale = worker.run(CommandKind.RESTORE, **arguments, expected_hash="0" * 64)
     assert stale.state is CommandState.FAILED
-    prepared = worker.run(CommandKind.RESTORE, **arguments, expected_hash=preview["expected_hash"]).result["restore"]
+    prepared = worker.run(CommandKind.RESTORE, **arguments, expected_hash=preview["expected_hash"]).result
     restore_file(prepared.pop("path"), **prepared)
     assert file.read_text() == "good\npassword = hunter2\n"
     assert file.stat().st_mode & 0o7777 == 0o640
@@ -293,7 +293,7 @@ def test_a_deleted_file_comes_back(start, watched):
     worker.configure([file_rule(str(watched))], state=ModuleState.ON)
     file.unlink()
     (event,) = worker.scan()
-    prepared = worker.run(CommandKind.RESTORE, key=event.subject, version=event.details["baseline_version"]).result["restore"]
+    prepared = worker.run(CommandKind.RESTORE, key=event.subject, version=event.details["baseline_version"]).result
     restore_file(prepared.pop("path"), **prepared)
     assert file.read_text() == "keep me\n"
 

@@ -83,6 +83,10 @@ class ContentStore:
         self._touch(content_hash)
         return data
 
+    def holds(self, content_hash: bytes) -> bool:
+        """Return whether a copy is kept, without using it."""
+        return content_hash in self._sizes
+
     def resize(self, max_total_bytes: int) -> None:
         """Set another bound, evicting what is over it."""
         self._max_total_bytes = max_total_bytes

@@ -17,6 +17,7 @@ from keibi.protection.integrity_monitoring.settings import IntegrityMonitoringSe
 
 PACKAGE_MANAGERS = ("/usr/bin/dpkg", "/usr/bin/rpm", "/usr/bin/dnf", "/usr/bin/yum", "/usr/libexec/packagekitd")
 _BUSY_SECONDS = 0.2
+_FILL = 0.8
 MAX_EXPLAINED_BYTES = 256 * 1024 * 1024
 """Largest file that is read again to compare it with the package database."""
 
@@ -55,14 +56,19 @@ class Contents:
         with self._lock:
             return self._store.get(state.content_hash)
 
-    def keep_all(self, states: Iterable[FileState], is_cancelled: Callable[[], bool]) -> int:
-        """Keep copies of many files, after the baseline was built; return how many are kept."""
-        count = 0
+    def keep_all(self, states: Iterable[FileState], is_cancelled: Callable[[], bool]) -> bool:
+        """Keep copies of many files until the store is nearly full; return False when it was cancelled."""
+        most = self._settings.content_store_max_megabytes * 1024 * 1024 * _FILL
         for state in states:
             if is_cancelled():
-                break
-            count += self.keep(state) is not None
-        return count
+                return False
+            with self._lock:
+                if self._store.use().total_bytes > most:
+                    return True  # the rest is for files that change
+                is_kept = self._store.holds(state.content_hash)
+            if not is_kept:
+                self.keep(state)
+        return True
 
     def difference(self, before: FileState | None, after: FileState | None) -> ContentDifference:
         """Return what changed inside the file, or a note that says why it cannot be told."""

@@ -6,7 +6,9 @@ import resource
 import sqlite3
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +21,7 @@ from keibi.agent.modules.integrity_monitoring.content_store import ContentStore
 from keibi.agent.modules.integrity_monitoring.contents import Contents, PackageKnowledge
 from keibi.agent.modules.integrity_monitoring.entities import EntityCollectors
 from keibi.agent.modules.integrity_monitoring.examiner import REAL_TIME, Examiner, Policy
-from keibi.agent.modules.integrity_monitoring.real_time import RealTime
+from keibi.agent.modules.integrity_monitoring.real_time import RealTime, outermost
 from keibi.agent.modules.integrity_monitoring.records import recovery_event
 from keibi.agent.modules.integrity_monitoring.scan_plan import ScanProgress
 from keibi.agent.modules.integrity_monitoring.scans import ScanJob, ScanOutcome, Scans, said_of
@@ -46,11 +48,13 @@ from keibi.contract.policy import ModulePolicy, ModuleState
 from keibi.contract.status import Health, ModuleStatus, NotEnforced
 from keibi.errors import InputError, KeibiError
 from keibi.protection.base import escape_name
-from keibi.protection.integrity_monitoring.engine import FILE_TYPES, compile_rules
+from keibi.protection.integrity_monitoring.engine import FILE_TYPES, CompiledRules, compile_rules
 from keibi.protection.integrity_monitoring.rules import EntityType, Rule
 from keibi.protection.integrity_monitoring.settings import IntegrityMonitoringSettings
 
 ENTITY_SECONDS = 10.0
+REPEAT_SECONDS = 5.0
+MAX_NEW_DIRECTORIES = 200
 REPORT_SECONDS = 10.0
 _POLICY_SETTING = "policy"
 _ALGORITHM_SETTING = "algorithm"
@@ -83,7 +87,7 @@ class Director:
         self._collectors = collectors
         self._send = send
         self._inbox = inbox
-        self._ended: queue.SimpleQueue[ScanEnded] = queue.SimpleQueue()
+        self._ended: deque[ScanEnded] = deque()
         self._state_directory = state_directory
         self._damage = damage
         self._policy: Policy | None = None
@@ -97,6 +101,12 @@ class Director:
         self._started_scan = False
         self._trouble = ""
         self._again: ToWorker | None = None
+        self._stored_through = 0
+        self._covered: CompiledRules | None = None
+        self._policy_text = b""
+        self._is_looking_into_new = False
+        self._scans_to_repeat: list[tuple[float, ScanJob]] = []
+        self._scan_trouble = ""
         self._scan_problems: list[str] = []
         self._last_scan: ScanOutcome | None = None
         self._last_scan_at = 0.0
@@ -126,12 +136,11 @@ class Director:
             if message is not None and not self._take(message):
                 return False
             message = None
-            while True:
-                try:
-                    self._end_scan(self._ended.get_nowait())
-                except queue.Empty:
-                    break
+            while self._ended:
+                self._end_scan(self._ended[0])
+                self._ended.popleft()
             self._look()
+            self._forget_stored()
             self._send_events()
             if self._trouble:
                 self._trouble = ""
@@ -166,8 +175,7 @@ class Director:
             case Run():
                 self._command(message.command)
             case Stored():
-                with self._examiner.lock:
-                    self._examiner.outbox.forget(message.through)
+                self._stored_through = max(self._stored_through, message.through)
             case Stop():
                 return False
             case WatchRoots():
@@ -185,10 +193,12 @@ class Director:
         except msgspec.ValidationError as error:
             self._send(Applied(generation, f"the policy cannot be read: {error}"))
             return
-        self._scans.cancel_all()
+        for job in self._scans.cancel_all():
+            self._answer(job.command_id, CommandState.FAILED, "a new policy came before the scan began; ask again")
+        self._scans_to_repeat = []
         with self._examiner.lock:
             self._policy, self._state, self._generation = compiled_policy, policy.state, generation
-            self._examiner.baseline.put_setting(_POLICY_SETTING, msgspec.json.encode(policy))
+        self._policy_text = msgspec.json.encode(policy)
         self._send(Applied(generation))
         self._plan_schedule()
         self._tell_sensor()
@@ -208,10 +218,11 @@ class Director:
             os.path.join(self._state_directory, "contents"), max_total_bytes=settings.content_store_max_megabytes * 1024 * 1024
         )
         contents = Contents(store, settings, self._examiner.algorithm)
-        former = self._policy.watching.compiled if self._policy else self._former_rules()
-        return Policy(generation, settings, watching, contents, former)
+        self._covered = self._covered or self._covered_rules()
+        return Policy(generation, settings, watching, contents, self._covered)
 
-    def _former_rules(self) -> Any:
+    def _covered_rules(self) -> CompiledRules | None:
+        """Return the rules by which the baseline was last compared as a whole: what they do not watch is not in it."""
         stored = self._examiner.baseline.setting(_POLICY_SETTING)
         if stored is None:
             return None
@@ -222,13 +233,21 @@ class Director:
         except (msgspec.DecodeError, KeibiError):
             return None  # an older version's policy: what it watched is not known, so nothing is taken silently
 
+    def _cover(self, policy: Policy) -> None:
+        """Note that the baseline holds everything that this policy watches."""
+        with self._examiner.lock:
+            self._examiner.baseline.put_setting(_POLICY_SETTING, self._policy_text)
+        self._covered = policy.watching.compiled
+        self._policy = replace(policy, former=None)
+
     def _begin(self) -> None:
         """Build the baseline if there is none that is whole; else look for what changed while nobody watched."""
         with self._examiner.lock:
             versions = self._examiner.baseline.versions()
-            self._is_baseline_there = any(
-                version.finished_at is not None and version.kind is not VersionKind.REAL_TIME for version in versions
-            )
+        was_cut_short = any(one.kind is VersionKind.BUILD and one.finished_at is None for one in versions[-1:])
+        self._is_baseline_there = not was_cut_short and any(
+            one.finished_at is not None and one.kind is not VersionKind.REAL_TIME for one in versions
+        )
         self._scans.ask(ScanJob("start" if self._is_baseline_there else "build"))
 
     def _tell_sensor(self) -> None:
@@ -266,13 +285,25 @@ class Director:
         if self._next_scan_at is not None and now >= self._next_scan_at:
             self._plan_schedule()
             self._scans.ask(ScanJob("scheduled"))
+        while self._scans_to_repeat and self._scans_to_repeat[0][0] <= time.monotonic():
+            self._scans.ask(self._scans_to_repeat.pop(0)[1])
         if not self._is_baseline_there or self._is_building():
             return
         if self._state is ModuleState.REAL_TIME:
             self._real_time.run_due(policy)
+            self._look_into_new_directories()
             if time.monotonic() >= self._next_entities_at and self._scans.running is None:
                 self._next_entities_at = time.monotonic() + ENTITY_SECONDS
                 self._look_at_entities(policy)
+
+    def _look_into_new_directories(self) -> None:
+        """Scan directories that came with something in them: what they held before is told of by no observation."""
+        if not self._real_time.new_directories or self._is_looking_into_new:
+            return
+        roots = outermost(self._real_time.new_directories)
+        self._real_time.new_directories.clear()
+        self._is_looking_into_new = True
+        self._scans.ask(ScanJob("real-time", tuple(roots) if len(roots) <= MAX_NEW_DIRECTORIES else ()))
 
     def _look_at_entities(self, policy: Policy) -> None:
         compiled = policy.watching.compiled
@@ -306,31 +337,42 @@ class Director:
             self._send(Answer(CommandResult(job.command_id, CommandState.RUNNING, said, share, at=time.time())))
 
     def _scan_has_ended(self, job: ScanJob, outcome: ScanOutcome | KeibiError | None) -> None:
-        self._ended.put(ScanEnded(job, outcome))
+        self._ended.append(ScanEnded(job, outcome))
 
     def _end_scan(self, ended: ScanEnded) -> None:
         job: ScanJob = ended.job
         outcome: ScanOutcome | KeibiError | None = ended.outcome
         self._progress = None
+        if job.kind == "real-time":
+            self._is_looking_into_new = False
         if outcome is None:
             self._answer(job.command_id, CommandState.FAILED, "the scan was cancelled by a new policy or a stop")
             return
         if isinstance(outcome, KeibiError):
-            self._scan_problems = [str(outcome)]
+            self._scan_trouble = str(outcome)
             self._answer(job.command_id, CommandState.FAILED, str(outcome))
+            if not job.command_id or not self._is_baseline_there:
+                self._scans_to_repeat.append((time.monotonic() + REPEAT_SECONDS, replace(job, command_id="")))
             self._report()
+            return
+        self._scan_trouble = ""
+        if job.kind == "keep":
             return
         self._last_scan, self._last_scan_at = outcome, time.time()
         self._scan_problems = outcome.problems + [
             f"{escape_name(one.path)}: {one.problem}" for one in outcome.summary.problems[:50]
         ]
-        if job.kind == "build" and outcome.summary.is_complete:
+        policy = self._policy
+        is_whole = outcome.summary.is_complete and not job.roots
+        if is_whole and policy is not None and policy.generation == outcome.generation:
+            if job.kind == "build":
+                with self._examiner.lock:
+                    self._examiner.baseline.put_setting(_ALGORITHM_SETTING, self._examiner.algorithm.encode())
+            self._cover(policy)
+        if is_whole and job.kind == "build":
             self._is_baseline_there = True
-            self._examiner.baseline.put_setting(_ALGORITHM_SETTING, self._examiner.algorithm.encode())
-        if self._policy is not None and not job.roots and job.kind != "build":
-            self._policy = Policy(
-                self._policy.generation, self._policy.settings, self._policy.watching, self._policy.contents, None
-            )
+            self._scans.ask(ScanJob("keep"))
+        self._send_events()
         result = {
             "scan_id": job.scan_id,
             "entry_count": outcome.summary.entry_count,
@@ -413,6 +455,12 @@ class Director:
 
     # --- events and status
 
+    def _forget_stored(self) -> None:
+        if self._stored_through and not self._is_building():
+            with self._examiner.lock:
+                self._examiner.outbox.forget(self._stored_through)
+            self._stored_through = 0
+
     def _send_events(self) -> None:
         if self._is_building():
             return
@@ -449,8 +497,8 @@ class Director:
                 )
             )
         health, message = Health.ACTIVE, ""
-        if self._trouble:
-            health, message = Health.ERROR, self._trouble
+        if self._trouble or self._scan_trouble:
+            health, message = Health.ERROR, self._trouble or self._scan_trouble
         elif not self._is_baseline_there:
             health, message = (
                 Health.STARTING,

@@ -11,6 +11,8 @@ from keibi.contract.events import Event
 MAX_IN_FLIGHT = 10_000
 """Events sent to the core and not yet confirmed; more wait on disk, so that a slow core costs no memory."""
 BATCH_EVENTS = 500
+BATCH_BYTES = 4 * 1024 * 1024
+"""Of one frame: an event may carry a difference of 64 KiB, and the core refuses frames above 32 MiB."""
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS outbox (sequence INTEGER PRIMARY KEY AUTOINCREMENT, event BLOB NOT NULL)"
 
@@ -41,8 +43,15 @@ class Outbox:
         ).fetchall()
         if not rows:
             return None
-        self._sent = rows[-1][0]
-        return Emit(self._sent, [msgspec.msgpack.decode(row[1], type=Event) for row in rows])
+        size = 0
+        events: list[Event] = []
+        for sequence, encoded in rows:
+            size += len(encoded)
+            if events and size > BATCH_BYTES:
+                break
+            self._sent = sequence
+            events.append(msgspec.msgpack.decode(encoded, type=Event))
+        return Emit(self._sent, events)
 
     def forget(self, through: int) -> None:
         """Delete what the core has on disk."""

@@ -1,10 +1,12 @@
 """Observations on their way to the examiner: brought together for each path, held back while a package is being installed."""
 
+import os
+import sqlite3
 import time
 from collections import deque
 from dataclasses import dataclass
 
-from keibi.agent.linux.files import ContentOutcome, FileState
+from keibi.agent.linux.files import ContentOutcome, FileState, FileType
 from keibi.agent.modules.integrity_monitoring.contents import PackageKnowledge
 from keibi.agent.modules.integrity_monitoring.examiner import REAL_TIME, Batch, Examiner, Policy
 from keibi.agent.ports import Happening, Observation
@@ -16,6 +18,7 @@ HELD_SECONDS = 120.0
 """How long a change by a package manager waits at most for the package's list, which explains it."""
 BATCH_PATHS = 500
 _UNSTABLE_TRIES = 5
+_ARRIVALS = (Happening.CREATED, Happening.RENAMED)
 _REST_FACTOR = 10.0
 
 
@@ -36,6 +39,8 @@ class RealTime:
         self._renames: deque[_Pending] = deque()
         self._held: dict[bytes, _Pending] = {}
         self._resting: dict[bytes, float] = {}
+        self.new_directories: set[bytes] = set()
+        """Directories that came with something in them; whoever scans them takes them out."""
 
     def observe(self, observations: list[Observation]) -> None:
         """Take observations, oldest first."""
@@ -76,12 +81,18 @@ class RealTime:
             renames.append(self._renames.popleft())
         if not due and not renames:
             return 0
-        with self._examiner.batch(REAL_TIME) as batch:
-            for pending in renames:
-                self._rename(batch, policy, pending.observation)
-            for pending in due:
-                self._examine(batch, policy, pending)
-            return len(batch.events)
+        try:
+            with self._examiner.batch(REAL_TIME) as batch:
+                for pending in renames:
+                    self._rename(batch, policy, pending.observation)
+                for pending in due:
+                    self._examine(batch, policy, pending)
+                return len(batch.events)
+        except (sqlite3.OperationalError, OSError):
+            # Nothing of it was written: all of it is looked at again.
+            self._renames.extendleft(reversed(renames))
+            self._pending = {pending.observation.path: pending for pending in due} | self._pending
+            raise
 
     def _take_due(self, now: float) -> list[_Pending]:
         due: list[_Pending] = []
@@ -121,6 +132,8 @@ class RealTime:
             # A large file that is written all the time is read for a tenth of the time at most.
             self._resting[path] = time.monotonic() + spent * _REST_FACTOR
             self._resting = {one: until for one, until in self._resting.items() if until > started}
+        if state is not None and state.type is FileType.DIRECTORY and observation.happening in _ARRIVALS and _has_entries(path):
+            self.new_directories.add(path)
         if observation.is_directory and state is None:
             self._examiner.forget_below(batch, policy, path, observation.actor, observation.at)
         if isinstance(state, FileState) and state.content is ContentOutcome.UNSTABLE and pending.tries < _UNSTABLE_TRIES:
@@ -134,6 +147,8 @@ class RealTime:
         if not old_path or not path:
             self._examine(batch, policy, _Pending(0.0, observation if path else _renamed_away(observation)))
             return
+        if observation.is_directory and _has_entries(path):
+            self.new_directories.add(path)
         below = list(self._examiner.baseline.files_under(old_path)) if observation.is_directory else []
         self._examiner.rename(batch, policy, old_path, path, actor, at)
         for state in below:
@@ -148,6 +163,23 @@ class RealTime:
         actor = observation.actor
         entity = {"user": actor.user, "parent": actor.parent, "pid": actor.pid}
         self._examiner.consider_entity(batch, policy, EntityType.PROCESS, key, None, entity, actor)
+
+
+def outermost(directories: set[bytes]) -> list[bytes]:
+    """Return the directories that lie below no other of them."""
+    kept: list[bytes] = []
+    for directory in sorted(directories, key=lambda one: one.split(b"/")):
+        if not kept or not directory.startswith(kept[-1] + b"/"):
+            kept.append(directory)
+    return kept
+
+
+def _has_entries(directory: bytes) -> bool:
+    try:
+        with os.scandir(directory) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
 def _renamed_away(observation: Observation) -> Observation:

@@ -1,6 +1,7 @@
 """Scans: the whole of what is watched held against the baseline, one scan after the other, in a thread of its own."""
 
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,25 +10,26 @@ from dataclasses import dataclass, field
 from keibi.agent.linux.files import FileState
 from keibi.agent.modules.integrity_monitoring.baseline import Baseline, FileChange, VersionKind
 from keibi.agent.modules.integrity_monitoring.entities import EntityCollectors
-from keibi.agent.modules.integrity_monitoring.examiner import Examiner, Policy
+from keibi.agent.modules.integrity_monitoring.examiner import REAL_TIME, Examiner, Policy
 from keibi.agent.modules.integrity_monitoring.scan_plan import ScanPlan, ScanProgress, ScanSummary, Trust
 from keibi.agent.modules.integrity_monitoring.scanner import Scanner
 from keibi.contract.names import new_id
-from keibi.errors import KeibiError
+from keibi.errors import KeibiError, TryLaterError
 from keibi.protection.base import escape_name
 from keibi.protection.integrity_monitoring.engine import FILE_TYPES
 from keibi.protection.integrity_monitoring.events import ScanSource
 from keibi.protection.integrity_monitoring.rules import EntityType
 
-KEPT_VERSIONS = 500
-_BATCH_CHANGES = 500
+KEPT_VERSIONS = 5000
+_BATCH_CHANGES = 200
+_COPIES_WITH_BUILD_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
 class ScanJob:
     """One scan to be run."""
 
-    kind: str  # "build", "start", "manual", "scheduled", "recovery", "rebuild"
+    kind: str  # "build", "keep", "start", "manual", "scheduled", "recovery", "rebuild", "real-time" (a directory that came whole)
     roots: tuple[bytes, ...] = ()  # empty: all that is watched
     reads_everything: bool = False
     command_id: str = ""
@@ -43,6 +45,7 @@ class ScanOutcome:
     event_count: int
     problems: list[str]
     version: int
+    generation: int  # of the policy that it was run by
 
 
 class Scans:
@@ -107,6 +110,8 @@ class Scans:
                 outcome = self._scan(job, policy)
             except KeibiError as error:
                 outcome = error
+            except (sqlite3.OperationalError, OSError) as error:
+                outcome = TryLaterError("baseline_unavailable", f"the baseline cannot be read or written: {error}")
             finally:
                 self.running = None
             self._on_end(job, outcome if not self._cancel.is_set() else None)
@@ -117,6 +122,8 @@ class Scans:
             plan = self._plan(job, policy, reading.count())
             if job.kind == "build":
                 return self._build(job, policy, reading, plan)
+            if job.kind == "keep":
+                return self._keep(job, policy, reading)
             scanner = Scanner(reading, plan)
             if policy.former is not None and not job.roots:
                 with self._examiner.lock, reading.transaction():
@@ -142,13 +149,20 @@ class Scans:
                 if summary.is_complete:
                     building.finish_version(version)
         if summary.is_complete:
-            policy.contents.keep_all(
-                (state for root in policy.watching.roots for state in _files_at(building, root)), self._cancel.is_set
-            )
-        return ScanOutcome(job, summary, 0, problems, version)
+            # Where little is watched its copies are there with the baseline; the job "keep" makes those that take longer.
+            end = time.monotonic() + _COPIES_WITH_BUILD_SECONDS
+            policy.contents.keep_all(_watched(policy, building), lambda: self._cancel.is_set() or time.monotonic() > end)
+        return ScanOutcome(job, summary, 0, problems, version, policy.generation)
+
+    def _keep(self, job: ScanJob, policy: Policy, reading: Baseline) -> ScanOutcome:
+        """Copy what small text files hold now. Other scans go first: then it is asked for again, and goes on where it was."""
+        is_done = policy.contents.keep_all(_watched(policy, reading), lambda: self._cancel.is_set() or not self._jobs.empty())
+        if not is_done and not self._cancel.is_set():
+            self.ask(job)
+        return ScanOutcome(job, ScanSummary(is_complete=is_done), 0, [], 0, policy.generation)
 
     def _compare(self, job: ScanJob, policy: Policy, scanner: Scanner) -> ScanOutcome:
-        source = ScanSource(job.kind, job.scan_id)
+        source = REAL_TIME if job.kind == "real-time" else ScanSource(job.kind, job.scan_id)
         is_accepting = job.kind == "rebuild"
         with self._examiner.lock, self._examiner.baseline.transaction():
             version = self._examiner.baseline.begin_version(VersionKind.REBUILD if is_accepting else VersionKind.SCAN)
@@ -177,7 +191,7 @@ class Scans:
                     self._examiner.drifts.clear()
                 self._examiner.baseline.finish_version(version)
                 self._examiner.baseline.keep_versions(KEPT_VERSIONS)
-        return ScanOutcome(job, scanner.summary, count, problems, version)
+        return ScanOutcome(job, scanner.summary, count, problems, version, policy.generation)
 
     def _consider(self, source: ScanSource, version: int, policy: Policy, changes: list[FileChange], is_accepting: bool) -> int:
         if not changes:
@@ -228,7 +242,8 @@ def _entity_types(policy: Policy) -> list[EntityType]:
     return sorted(policy.watching.compiled.types - set(FILE_TYPES))
 
 
-def _files_at(baseline: Baseline, root: bytes) -> Iterator[FileState]:
-    if own := baseline.file(root):
-        yield own
-    yield from baseline.files_under(root)
+def _watched(policy: Policy, baseline: Baseline) -> Iterator[FileState]:
+    for root in policy.watching.roots:
+        if own := baseline.file(root):
+            yield own
+        yield from baseline.files_under(root)
