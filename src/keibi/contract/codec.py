@@ -44,7 +44,7 @@ def decode(body: bytes, type_: type[T], *, max_decoded_bytes: int = MAX_DECODED_
         return msgspec.msgpack.decode(decompress(body, max_decoded_bytes), type=type_)
     except msgspec.ValidationError as error:
         raise InputError("body_invalid", f"the body is not a valid {type_.__name__}: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError("body_malformed", f"the body is not msgpack: {error}") from error
 
 

@@ -61,6 +61,12 @@ def test_a_value_of_the_wrong_type_names_the_place():
         codec.decode(codec.encode({"batch_id": "b", "events": 7}), EventBatch)
 
 
+def test_nesting_without_end_is_malformed():
+    nested = b"\x81\xa7details" + b"\x81\xa1a" * 200_000 + b"\xc0"
+    with pytest.raises(InputError):
+        codec.decode(zstandard.ZstdCompressor().compress(nested), Event)
+
+
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_raise_nothing_but_our_own_errors(data):
     for body in (data, zstandard.ZstdCompressor().compress(data)):
