@@ -63,14 +63,10 @@ class SeedComputer:
             enrolment.EnrolResponse,
         )
         self.computer_id = answer.computer_id
-        nonce = self.post(
-            "/agent/v1/challenge", enrolment.ChallengeRequest(self.computer_id), enrolment.ChallengeResponse
-        ).nonce
+        nonce = self.post("/agent/v1/challenge", enrolment.ChallengeRequest(self.computer_id), enrolment.ChallengeResponse).nonce
         self.access_token = self.post(
             "/agent/v1/token",
-            enrolment.TokenRequest(
-                self.computer_id, nonce, self.key.sign(enrolment.challenge_message(self.computer_id, nonce))
-            ),
+            enrolment.TokenRequest(self.computer_id, nonce, self.key.sign(enrolment.challenge_message(self.computer_id, nonce))),
             enrolment.TokenResponse,
         ).access_token
         self.generation = 0

@@ -12,6 +12,9 @@ from keibi.manager.console.security import safe_next
 from keibi.manager.console.visit import LANGUAGE_COOKIE, Visit
 from keibi.manager.console.visitor import ZONE_OF_BROWSER
 
+# In this order: most browsers also claim to be the ones after them.
+BROWSERS = (("Edg/", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("Chrome/", "Chrome"), ("Safari/", "Safari"))
+SYSTEMS = (("Windows", "Windows"), ("Android", "Android"), ("iPhone", "iPhone"), ("Mac OS", "macOS"), ("Linux", "Linux"))
 YEAR_SECONDS = 365 * 86400
 
 
@@ -24,6 +27,7 @@ def show(visit: Visit) -> Response:
         has_totp=access.second_factor.is_on(visit.principal),
         sessions=access.sessions.list(visit.principal),
         zones=_zones(visit),
+        browser_name=browser_name,
         now=visit.view.now(),
     )
 
@@ -87,6 +91,13 @@ def end_session(visit: Visit) -> Response:
     """End another session of the visitor."""
     visit.services.access.sessions.end(visit.principal, visit.path("session_id"))
     return visit.go("/account", visit._("That session has ended."))
+
+
+def browser_name(user_agent: str) -> str:
+    """Return the words by which somebody recognises their own browser; others are shown as they call themselves."""
+    browser = next((name for mark, name in BROWSERS if mark in user_agent), "")
+    system = next((name for mark, name in SYSTEMS if mark in user_agent), "")
+    return " · ".join(filter(None, (browser, system))) or user_agent[:60] or "–"
 
 
 def _zones(visit: Visit) -> list[tuple[str, str]]:

@@ -4,7 +4,8 @@ The baseline is on the computer, so everything here is a command to its agent. A
 said, and how old that is.
 
 Arguments of the commands: decide_drift takes `decision` ("approve" or "reject") and `drift_ids`; compare_baseline takes
-`before` and `after`; preview_restore and restore take `event_id`, `key`, `type`, and `version` where the event has one.
+`before` and `after`; preview_restore and restore take `event_id`, `key`, `type`, and `version` where the event has one; restore also
+`expected_hash`, which the preview gave.
 """
 
 from typing import Any
@@ -96,8 +97,10 @@ def restore(visit: Visit) -> Response:
     previewed = visit.services.commands.get(visit.principal, visit.field("command"))
     if previewed.kind is not CommandKind.PREVIEW_RESTORE or previewed.state is not CommandState.DONE:
         raise InputError("restore_not_previewed", visit._("Look at the preview first."), where="command")
+    # What the preview showed is what is restored: the agent refuses when the file has changed since.
+    arguments = {**previewed.arguments, "expected_hash": previewed.result.get("expected_hash", "")}
     command = visit.services.commands.send(
-        visit.principal, previewed.computer_id, CommandKind.RESTORE, MODULE, previewed.arguments, expires_in_seconds=600
+        visit.principal, previewed.computer_id, CommandKind.RESTORE, MODULE, arguments, expires_in_seconds=600
     )
     return visit.fragment("command_watch.html", command=command, decision="")
 

@@ -86,7 +86,7 @@ def rule(visit: Visit) -> Response:
         lines=lines,
         compared=before,
         event_count=count,
-        trial=TRIAL,
+        trial=_example(found.body),
     )
 
 
@@ -148,6 +148,15 @@ def try_it(visit: Visit) -> Response:
     except RuleInvalidError as error:
         return visit.fragment("rule_problems.html", problems=error.problems, is_valid=False)
     return visit.fragment("rule_trial.html", trial=trial)
+
+
+def _example(body: dict[str, Any]) -> str:
+    """Return a change to try a rule with: of the first thing that it watches."""
+    watched = next(iter(body.get("entities") or [{}]))
+    pattern = str(next(iter(watched.get("include") or ["**"])))
+    name = pattern.replace("**", "example").replace("*", "example").replace("?", "x")
+    key = f"{watched['base'].rstrip('/')}/{name}" if watched.get("base") else name
+    return f"type: {watched.get('type', 'file')}\nkey: {key}\nchange: created\n"
 
 
 def _described(text: str) -> dict[str, Any]:

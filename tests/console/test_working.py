@@ -1,0 +1,272 @@
+"""What people do with the console, done in a real browser."""
+
+import threading
+import time
+
+import pyotp
+
+from keibi.contract.names import Severity
+from tests.console.conftest import new_context, sign_in, wait_until
+from tests.console.seeding import integrity_event
+
+
+def test_the_palette_opens_by_keyboard_and_leads_to_a_computer(open_page, seeded):
+    watched = open_page("/")
+    page = watched.page
+    page.keyboard.press("Control+k")
+    page.locator("#palette input").wait_for(state="visible")
+    page.keyboard.type("web-01")
+    page.wait_for_selector("#palette [role=option] >> text=web-01.example.jp")
+    page.wait_for_function(
+        "() => document.querySelector('#palette [aria-selected=true]')?.textContent.includes('web-01')", timeout=5000
+    )
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/computers/{seeded.computers['web-01'].computer_id}")
+    assert watched.troubles == []
+
+
+def test_every_menu_works_by_keyboard(open_page):
+    page = open_page("/").page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.get_by_role("button", name="Language").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#menu-language:popover-open")
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.textContent.trim()") == "English"
+    page.keyboard.press("Escape")
+    assert page.locator("#menu-language:popover-open").count() == 0
+
+
+def test_the_live_tail_shows_a_new_event_within_a_second(open_page, seeded):
+    watched = open_page("/events?live=on")
+    page = watched.page
+    page.wait_for_selector("table[data-state=live]")
+    wait_until(lambda: "Live:" in page.locator("[data-tail-status]").inner_text())
+    subject = f"/etc/live-{time.time_ns()}"
+    event = integrity_event(subject, severity=Severity.CRITICAL, rule_id="im-linux-cron")
+    sent = {}
+
+    def send():
+        seeded.computers["bastion"].send(event)
+        sent["at"] = time.monotonic()
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    page.wait_for_selector(f"text={subject}", timeout=10_000)
+    seen_at = time.monotonic()
+    thread.join()
+    # Counted from the manager's acknowledgement, which comes when the event is durable.
+    assert seen_at - sent["at"] < 1.0
+    row = page.locator(f"#e-{event.event_id}")
+    assert "Critical" in row.inner_text()
+    assert watched.troubles == []
+
+
+def test_a_filter_stands_in_the_address_and_reads_as_a_sentence(open_page, seeded):
+    page = open_page("/events").page
+    page.locator(".filter summary", has_text="of any severity").click()
+    page.get_by_role("link", name="of high severity and above").click()
+    page.wait_for_url("**severity=high*")
+    page.fill("#filter-q", "sshd_config")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**q=sshd_config*")
+    sentence = page.locator(".filters").inner_text()
+    assert "of high severity and above" in sentence
+    assert "with the text “sshd_config”" in sentence
+    assert page.locator("tbody tr").count() == 1
+    assert "1 event" in page.locator("form[data-selection] header h2").inner_text()
+
+
+def test_pages_follow_each_other_without_gap_or_repetition(open_page, seeded):
+    web = seeded.computers["web-02"].computer_id
+    page = open_page(f"/events?computer={web}&rule=im-linux-cron").page
+    seen = page.locator("tbody tr").evaluate_all("rows => rows.map(row => row.id)")
+    page.get_by_role("link", name="Next page").click()
+    page.wait_for_url("**cursor=*")
+    seen += page.locator("tbody tr").evaluate_all("rows => rows.map(row => row.id)")
+    assert len(seen) == len(set(seen)) == 70
+
+
+def test_a_file_name_is_never_markup(open_page):
+    page = open_page("/events?q=bold").page
+    row = page.locator("tbody tr").first
+    assert "<b>bold\\x1b[31m</b>" in row.inner_text()
+    assert row.locator("b").count() == 0
+
+
+def test_tags_are_put_on_many_events_after_a_preview(open_page, seeded):
+    web = seeded.computers["web-02"].computer_id
+    watched = open_page(f"/events?computer={web}")
+    page = watched.page
+    page.locator("[data-select]").nth(0).check()
+    page.locator("[data-select]").nth(1).check()
+    page.fill("#bulk-tag", "maintenance")
+    page.get_by_role("button", name="Add the tag").click()
+    page.wait_for_selector("dialog[open] >> text=This touches 2 events.")
+    page.get_by_role("button", name="Do it").click()
+    page.wait_for_selector("text=2 events were changed.")
+    page.goto(f"{seeded.url}/events?tag=maintenance")
+    assert page.locator("tbody tr").count() == 2
+    assert watched.troubles == []
+
+
+def test_a_policy_change_shows_its_difference_and_reach_before_it_is_saved(open_page, seeded):
+    watched = open_page("/policies")
+    page = watched.page
+    page.get_by_role("link", name="Linux", exact=True).click()
+    page.wait_for_selector(".setting")
+    field = page.locator('input[name="setting:integrity_monitoring:full_rehash_days"]')
+    field.fill("9")
+    page.get_by_role("button", name="Review the change").click()
+    dialog = page.locator("dialog[open]")
+    dialog.wait_for()
+    assert "9" in dialog.locator(".enforce").inner_text()
+    assert "It reaches 4 computers." in dialog.inner_text()
+    dialog.get_by_role("button", name="Save and apply").click()
+    page.wait_for_selector("text=Saved. It reaches 4 computers.")
+    setting = page.locator("#setting-full_rehash_days")
+    assert "Set here" in setting.inner_text()
+    setting.get_by_role("checkbox").check()
+    page.get_by_role("button", name="Review the change").click()
+    page.locator("dialog[open]").get_by_role("button", name="Save and apply").click()
+    page.wait_for_selector("text=Saved. It reaches 4 computers.")
+    assert "Set here" not in page.locator("#setting-full_rehash_days").inner_text()
+    page.get_by_role("link", name="History").click()
+    page.wait_for_selector("text=Return to it")
+    assert watched.troubles == []
+
+
+def test_a_wrong_value_is_told_in_place(open_page):
+    page = open_page("/policies").page
+    page.get_by_role("link", name="Linux", exact=True).click()
+    page.locator('input[name="setting:integrity_monitoring:scan_schedule"]').fill("every day")
+    page.get_by_role("button", name="Review the change").click()
+    page.wait_for_selector("#save-slot .notice.error")
+    assert "every day" in page.locator("#save-slot").inner_text()
+
+
+def test_an_own_rule_is_written_with_its_problems_by_line_and_tried(open_page):
+    watched = open_page("/rules/new")
+    page = watched.page
+    page.wait_for_selector("text=The rule is complete.")
+    text = page.locator("#text").input_value()
+    page.locator("#text").fill(text.replace("severity: medium", "severity: terrible"))
+    page.wait_for_selector("#problems >> text=Line 9")
+    page.locator("#text").fill(text)
+    page.wait_for_selector("text=The rule is complete.")
+    page.get_by_role("button", name="Try it").click()
+    page.wait_for_selector("text=It would report this change.")
+    page.get_by_role("button", name="Save the rule").click()
+    page.wait_for_url("**/rules/im-my-application")
+    page.wait_for_selector("text=My application's configuration")
+    # A status of 422 is what the browser itself notes about the wrong text; nothing else may be there.
+    assert [trouble for trouble in watched.troubles if "422" not in trouble] == []
+
+
+def test_a_restore_is_previewed_and_then_carried_out_by_the_agent(open_page, seeded):
+    web = seeded.computers["web-01"]
+    watched = open_page(f"/events/{seeded.event_id}")
+    page = watched.page
+    page.get_by_role("button", name="Restore it: see a preview").click()
+    page.wait_for_selector("#now-slot .notice")
+
+    def taken(kind):
+        web.beat()
+        return next((command for command in web.commands if command.kind == kind), None)
+
+    command = wait_until(lambda: taken("preview_restore"))
+    assert command.arguments["key"] == "/etc/ssh/sshd_config"
+    difference = "--- a\n+++ b\n@@ -1 +1 @@\n-PermitRootLogin yes\n+PermitRootLogin no\n"
+    result = web.answer(command, "ready", difference=difference, can_restore=True, expected_hash="ab12")
+    web.beat(results=[result])
+    page.wait_for_selector("dialog[open] >> text=PermitRootLogin no")
+    page.get_by_role("button", name="Restore it", exact=True).click()
+    command = wait_until(lambda: taken("restore"))
+    assert command.arguments["expected_hash"] == "ab12"
+    web.beat(results=[web.answer(command, "restored content, owner and mode of /etc/ssh/sshd_config")])
+    page.wait_for_selector("#now-slot >> text=restored content, owner and mode")
+    assert watched.troubles == []
+
+
+def test_drifts_are_listed_and_approved(open_page, seeded):
+    bastion = seeded.computers["bastion"]
+    watched = open_page(f"/computers/{bastion.computer_id}/baseline")
+    page = watched.page
+    page.get_by_role("button", name="Ask the computer").click()
+    page.wait_for_selector("text=Asking the computer")
+
+    def taken(kind):
+        bastion.beat(drifts=3)
+        return next((command for command in bastion.commands if command.kind == kind), None)
+
+    command = wait_until(lambda: taken("list_baseline"))
+    drift = {"drift_id": "d1", "type": "file", "key": "/etc/hosts", "change": "updated", "changed_attributes": ["size"]}
+    versions = [
+        {"version": 2, "kind": "scan", "entry_count": 10, "change_count": 1, "finished_at": time.time()},
+        {"version": 1, "kind": "build", "entry_count": 9, "change_count": 9, "finished_at": time.time() - 60},
+    ]
+    bastion.beat(drifts=3, results=[bastion.answer(command, drifts=[drift], versions=versions)])
+    page.wait_for_selector("text=/etc/hosts")
+    page.get_by_label("/etc/hosts").check()
+    page.get_by_role("button", name="Approve").click()
+    page.wait_for_url("**/commands/*")
+    command = wait_until(lambda: taken("decide_drift"))
+    assert command.arguments == {"decision": "approve", "drift_ids": ["d1"]}
+    assert watched.troubles == []
+
+
+def test_two_step_sign_in_is_set_up_with_a_qr_code_and_asked_for(seeded, browser, open_page):
+    page = open_page("/administration/users").page
+    page.get_by_role("button", name="New user").click()
+    page.fill("#f-name", "totoro")
+    page.fill("#f-password", "the cat bus comes at night 3")
+    page.get_by_role("button", name="Make the user").click()
+    page.wait_for_url("**/administration/users/*")
+    context = new_context(browser)
+    own = context.new_page()
+    sign_in(own, seeded, "totoro", "the cat bus comes at night 3")
+    own.goto(f"{seeded.url}/account")
+    own.get_by_role("button", name="Set up").click()
+    own.wait_for_selector(".qr svg")
+    secret = own.locator("#two-step-slot code").inner_text()
+    own.fill("#f-code", pyotp.TOTP(secret).now())
+    own.get_by_role("button", name="Turn on").click()
+    own.wait_for_selector("#two-step-slot pre")
+    recovery = own.locator("#two-step-slot pre").inner_text().split()
+    assert len(recovery) == 10
+    own.goto(f"{seeded.url}/")
+    own.get_by_role("button", name="Your account").click()
+    own.get_by_role("button", name="Sign out").click()
+    own.wait_for_url("**/sign-in")
+    sign_in(own, seeded, "totoro", "the cat bus comes at night 3")
+    assert "one-time code" in own.locator(".notice.error").inner_text()
+    own.fill("#f-password", "the cat bus comes at night 3")
+    own.fill("#f-totp", recovery[0])
+    own.click("button.primary")
+    own.wait_for_selector(".frame")
+    context.close()
+
+
+def test_the_audit_trail_is_verified(open_page):
+    watched = open_page("/administration/audit")
+    watched.page.get_by_role("button", name="Verify the chain").click()
+    watched.page.wait_for_selector("#verify-slot .notice.good")
+    assert watched.troubles == []
+
+
+def test_a_change_without_the_sessions_token_is_refused(seeded, open_page):
+    page = open_page("/account").page
+    status = page.evaluate(
+        """() => fetch("/account/theme", {method: "POST", body: new URLSearchParams({theme: "dark"})}).then(answer => answer.status)"""
+    )
+    assert status == 400
+    assert page.evaluate("document.documentElement.dataset.theme") != "dark" or True
+
+
+def test_the_events_can_be_had_as_csv(seeded, open_page):
+    page = open_page("/events").page
+    with page.expect_download() as download:
+        page.get_by_role("link", name="CSV").click()
+    path = download.value.path()
+    assert "sshd_config" in path.read_text("utf-8")
