@@ -1,7 +1,6 @@
 """The list of all tables: importing this module makes `Table.metadata` complete. A new feature's tables are a line here."""
 
 import importlib
-import importlib.util
 
 from sqlalchemy import MetaData
 
@@ -22,6 +21,5 @@ TABLE_MODULES = (
 def complete_metadata() -> MetaData:
     """Import every feature's tables and return the schema that they make together."""
     for name in TABLE_MODULES:
-        if importlib.util.find_spec(name.rpartition(".")[0]) and importlib.util.find_spec(name):
-            importlib.import_module(name)
+        importlib.import_module(name)
     return Table.metadata

@@ -55,6 +55,8 @@ class AccessTokens:
             raw = base64.b64decode(token + "=", altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             raise _refused() from None
+        if base64.urlsafe_b64encode(raw).decode().rstrip("=") != token:
+            raise _refused()  # another spelling of the same bytes
         claims, mac = raw[: _CLAIMS.size], raw[_CLAIMS.size :]
         if len(mac) != _MAC_BYTES or not hmac.compare_digest(mac, self._mac(claims)):
             raise _refused()
