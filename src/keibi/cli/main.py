@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from keibi.cli import local, remote
-from keibi.cli.up import PORT, Layout, down, status, up
+from keibi.cli.up import BASE, PORT, Layout, down, status, up
 from keibi.errors import AccessError, InputError, KeibiError
 
 Action = Callable[[argparse.Namespace], int]
@@ -67,18 +67,20 @@ def _add_this_computer(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     ):
         made = _command(commands, name, _on_this_computer(function), about)
         made.add_argument("--port", type=int, default=PORT, help=f"the manager's port (default {PORT})")
+        made.add_argument("--home", default=BASE, help=f"where everything is kept (default {BASE})")
     prove = _command(commands, "prove", _prove, "trigger each protection module harmlessly and show what arrived")
+    prove.add_argument("--home", default=BASE, help=f"where 'keibi up' keeps everything (default {BASE})")
     prove.add_argument("--seconds", type=float, default=10.0, help="how long to wait for each event (default 10)")
 
 
 def _on_this_computer(function: Callable[[Layout], int]) -> Action:
-    return lambda options: function(Layout(port=options.port))
+    return lambda options: function(Layout(options.home, options.port))
 
 
 def _prove(options: argparse.Namespace) -> int:
     from keibi.cli.prove import prove
 
-    return prove(options.seconds, as_json=options.json)
+    return prove(Layout(options.home), options.seconds, as_json=options.json)
 
 
 def _add_agent(group: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from keibi.cli.client import ApiClient
 from keibi.cli.output import show_json, show_table
-from keibi.cli.up import BASE, Layout
+from keibi.cli.up import BASE, Layout, api_of
 from keibi.errors import InputError, TryLaterError
 
 FOLDER = f"{BASE}/prove"
@@ -49,7 +49,7 @@ class Trigger:
     check: Callable[[dict[str, Any]], str] = lambda _: ""  # what is wrong with the event, "" when nothing is
 
 
-def prove(seconds: float, *, as_json: bool) -> int:
+def prove(layout: Layout, seconds: float, *, as_json: bool) -> int:
     """Run every trigger; returns 0 when all arrived, 1 when one was missed.
 
     Raises:
@@ -57,7 +57,6 @@ def prove(seconds: float, *, as_json: bool) -> int:
     """
     if os.geteuid() != 0:
         raise InputError("needs_root", "'keibi prove' needs root: it changes a folder that root watches")
-    layout = Layout()
     api, computer_id = _this_computer(layout)
     rows = []
     with _folder() as (folder, is_new):
@@ -193,14 +192,13 @@ def _folder() -> Iterator[tuple[str, bool]]:
 def _this_computer(layout: Layout) -> tuple[ApiClient, str]:
     from keibi.agent.facts import read_machine_id
     from keibi.agent.identity import IdentityStore
-    from keibi.cli.client import Profile
 
     identity = IdentityStore(layout.agent_state).load(read_machine_id())
     if identity is None:
         raise InputError("not_enrolled", "this computer is not enrolled", where=layout.agent_state, hint="'keibi up' does it")
     if layout.agent().running_pid() is None:
         raise TryLaterError("agent_not_running", "the agent does not run on this computer", hint="'keibi up' starts it")
-    return ApiClient(Profile.load()), identity.computer_id
+    return api_of(layout), identity.computer_id
 
 
 def _say(row: Row) -> None:

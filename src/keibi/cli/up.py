@@ -135,7 +135,12 @@ def _prepare(layout: Layout) -> str:
     ensure_users()
     os.makedirs(layout.base, mode=0o755, exist_ok=True)
     # The content of the agent's directory is root's; its worker, who is not root, must get through to its own part.
-    for path, mode in ((layout.base, 0o755), (f"{layout.base}/run", 0o755), (f"{layout.base}/log", 0o755), ("/run/keibi", 0o755)):
+    for path, mode in (
+        (layout.base, 0o755),
+        (f"{layout.base}/run", 0o755),
+        (f"{layout.base}/log", 0o755),
+        (f"{BASE}/prove", 0o755),
+    ):
         os.makedirs(path, exist_ok=True)
         os.chmod(path, mode)
     os.makedirs(layout.agent_state, mode=0o700, exist_ok=True)
@@ -148,7 +153,9 @@ def _prepare(layout: Layout) -> str:
             for path in (parent, *(os.path.join(parent, name) for name in files)):
                 os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
     if not os.path.exists(layout.agent_config):
-        _write(layout.agent_config, f'state_directory = "{layout.agent_state}"\n', 0o644)
+        socket_path = f"{layout.base}/run/agent.sock"
+        content = f'state_directory = "{layout.agent_state}"\nsocket_path = "{socket_path}"\n'
+        _write(layout.agent_config, content, 0o644)
     return layout.base
 
 
@@ -207,7 +214,7 @@ def _enrol(layout: Layout) -> str:
 
 def _profile_works(layout: Layout) -> bool:
     try:
-        _client(layout).get("/computers", limit=1)
+        api_of(layout).get("/computers", limit=1)
     except KeibiError:
         return False
     return True
@@ -224,7 +231,7 @@ def _wait_for_report(layout: Layout) -> dict[str, Any]:
     identity = IdentityStore(layout.agent_state).load(read_machine_id())
     if identity is None:
         raise TryLaterError("not_enrolled", "this computer lost its identity meanwhile", where=layout.agent_state)
-    client, agent = _client(layout), layout.agent()
+    client, agent = api_of(layout), layout.agent()
     seen: dict[str, Any] = {}
     shown = ""
 
@@ -262,7 +269,8 @@ def _say_what_now(layout: Layout, computer: dict[str, Any], seconds: float) -> N
     print("  make down                     stops everything; what was gathered stays")
 
 
-def _client(layout: Layout) -> ApiClient:
+def api_of(layout: Layout) -> ApiClient:
+    """Return the API of the manager that `keibi up` started."""
     import tomllib
 
     with open(layout.profile_file, "rb") as file:
