@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Self
 
 import msgspec
 
@@ -42,7 +43,7 @@ class SensorRun:
         theirs.close()
         self.wait_for(lambda: self.hellos)
 
-    def __enter__(self) -> "SensorRun":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

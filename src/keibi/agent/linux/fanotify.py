@@ -93,6 +93,16 @@ class Group:
         mask = MODIFY | ATTRIB | CLOSE_WRITE | CREATE | DELETE | ONDIR | moves
         self._mark(_MARK_REMOVE | _MARK_FILESYSTEM, mask, path)
 
+    def marked_devices(self) -> set[str]:
+        """Return the filesystems that are marked now, as "major:minor"; unmounting one ends its mark."""
+        devices = set()
+        with open(f"/proc/self/fdinfo/{self.fd}", "rb") as file:
+            for line in file:
+                if line.startswith(b"fanotify sdev:"):
+                    number = int(line[14:].split(None, 1)[0], 16)  # the kernel's own way: 12 bits, then 20
+                    devices.add(f"{number >> 20}:{number & 0xFFFFF}")
+        return devices
+
     def ignore_content_in(self, directory: bytes) -> None:
         """Have the kernel tell no writes to files that lie directly in this directory; names are told on.
 

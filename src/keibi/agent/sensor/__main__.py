@@ -7,9 +7,9 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from keibi.agent.linux.bpf.build import OBJECT
 from keibi.agent.log import Log
-from keibi.agent.sensor.channel import Channel
-from keibi.agent.sensor.gathering import MAX_WAITING
+from keibi.agent.sensor.channel import MAX_BACKLOG_BYTES, Channel
 from keibi.agent.sensor.loop import Sensor
 from keibi.errors import KeibiError
 
@@ -20,7 +20,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--exclude", action="append", default=[], metavar="DIRECTORY", help="never told of: the agent's own state; repeatable"
     )
-    parser.add_argument("--max-waiting", type=int, default=MAX_WAITING, help="observations kept while the core does not read")
+    parser.add_argument(
+        "--max-backlog",
+        type=int,
+        default=MAX_BACKLOG_BYTES,
+        metavar="BYTES",
+        help="compressed, kept while the core does not read",
+    )
+    parser.add_argument("--bpf-object", default=OBJECT, help="kernel programs that know who runs; without them /proc must do")
     options = parser.parse_args(arguments)
     # Ctrl-C in a terminal is for the core, which then tells its workers to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -31,7 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     try:
         excluded = tuple(os.fsencode(path) for path in options.exclude)
-        Sensor(Channel(connection), Log(), excluded=excluded, max_waiting=options.max_waiting).run()
+        Sensor(
+            Channel(connection, max_backlog_bytes=options.max_backlog),
+            Log(),
+            excluded=excluded,
+            bpf_object=options.bpf_object,
+        ).run()
     except KeibiError as error:
         Log().error("sensor ends", error)
         return 1

@@ -1,8 +1,11 @@
 """The sensor's end of its socket to the core. Never waits: what the core does not read yet stays with the sensor."""
 
 import socket
+from collections import deque
+from dataclasses import dataclass
 
 import msgspec
+import zstandard
 
 from keibi.agent.ports import Stop, ToWorker
 from keibi.contract.codec import frame, frame_length
@@ -12,15 +15,30 @@ _HEADER_BYTES = 4
 _READ_BYTES = 1 << 16
 
 
-class Channel:
-    """Frames over a socket. Few bytes wait to be written, so that what comes later can still be brought together."""
+MAX_BACKLOG_BYTES = 6 * 1024 * 1024
+"""Of compressed frames, for half a million observations or so."""
 
-    def __init__(self, connection: socket.socket) -> None:
+
+@dataclass(frozen=True)
+class _Packed:
+    body: bytes
+    since: float
+
+
+class Channel:
+    """Frames over a socket. Those that the core does not take yet wait here, compressed."""
+
+    def __init__(self, connection: socket.socket, *, max_backlog_bytes: int = MAX_BACKLOG_BYTES) -> None:
         connection.setblocking(False)
         self._socket = connection
+        self._max_backlog_bytes = max_backlog_bytes
         self._unsent = memoryview(b"")
+        self._backlog: deque[_Packed] = deque()
+        self._backlog_bytes = 0
         self._unread = bytearray()
         self._decoder = msgspec.msgpack.Decoder(ToWorker)
+        self._pack = zstandard.ZstdCompressor(level=1)
+        self._unpack = zstandard.ZstdDecompressor()
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
@@ -28,28 +46,43 @@ class Channel:
 
     @property
     def is_ready(self) -> bool:
-        """Whether `send` may be called."""
+        """Whether nothing waits to be written."""
         return not self._unsent
 
-    def send(self, message: object) -> None:
-        """Write a frame as far as the socket takes it now; only when `is_ready`."""
-        self._unsent = memoryview(frame(message))
-        self.flush()
-
-    def queue(self, message: object) -> None:
-        """Write a frame after the one that waits; for the few frames that must not be brought together or given up."""
-        self._unsent = memoryview(bytes(self._unsent) + frame(message))
-        self.flush()
+    def send(self, message: object, *, since: float = 0.0) -> None:
+        """Write a frame as far as the socket takes it now. `since`: the time of the oldest observation in it."""
+        data = frame(message)
+        if self._unsent:
+            packed = _Packed(self._pack.compress(data), since)
+            self._backlog.append(packed)
+            self._backlog_bytes += len(packed.body)
+        else:
+            self._unsent = memoryview(data)
+            self.flush()
 
     def flush(self) -> None:
         """Go on writing what is not written yet."""
         try:
             while self._unsent:
                 self._unsent = self._unsent[self._socket.send(self._unsent) :]
+                if not self._unsent and self._backlog:
+                    packed = self._backlog.popleft()
+                    self._backlog_bytes -= len(packed.body)
+                    self._unsent = memoryview(self._unpack.decompress(packed.body))
         except BlockingIOError:
             return
         except (BrokenPipeError, ConnectionError):
             self._unsent = memoryview(b"")  # the end of the core shows when reading
+            self._backlog.clear()
+
+    def give_up(self) -> float | None:
+        """Give up the frames that wait when they are too many; returns since when observations are then missing."""
+        if self._backlog_bytes <= self._max_backlog_bytes:
+            return None
+        since = min((packed.since for packed in self._backlog if packed.since), default=None)
+        self._backlog.clear()
+        self._backlog_bytes = 0
+        return since
 
     def receive(self) -> list[ToWorker]:
         """Return the frames that have come; `Stop` when the core is gone.

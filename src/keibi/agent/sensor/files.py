@@ -17,8 +17,9 @@ from keibi.agent.sensor.gathering import Gathering
 from keibi.agent.sensor.roots import Roots
 from keibi.agent.sensor.who import Who
 from keibi.contract.events import Actor
+from keibi.protection.base import escape_name
 
-MAX_READS = 16
+MAX_READS = 4
 """Of 64 KiB each, before what they gave is sent."""
 IGNORE_AFTER = 64
 """Events of a directory that nobody watches, after which the kernel is told to keep its writes to itself."""
@@ -60,7 +61,7 @@ class FileSensor:
         self._directories = Directories(self._opener)
         self._roots = Roots((), excluded)
         self._marks: dict[str, _Mark] = {}
-        self._seen: set[bytes] = set()  # mount points under the roots, to notice new ones
+        self._seen: set[tuple[bytes, str]] = set()  # mount points under the roots, to notice new ones
         self._own_pid = os.getpid()
         self._read_through_at = time.time()
         self._can_ignore = True
@@ -108,6 +109,8 @@ class FileSensor:
             self._roots_may_differ = False
             if self._roots.refresh():
                 self._place_marks(is_new=False)
+                now = time.time()
+                self._gathering.overflowed(self._read_through_at, now, "a watched root leads elsewhere now")
         self.event_count += count
         return count
 
@@ -223,24 +226,30 @@ class FileSensor:
             self._ignores = False
 
     def _place_marks(self, *, is_new: bool) -> None:
-        started_at = time.time()
         with open("/proc/self/mountinfo", "rb") as file:
             mounts = parse_mounts(file.read())
         kinds = MountTable()
         wanted = _wanted(mounts, self._roots.real())
+        if self._marks:
+            # Unmounting ends a mark. What was mounted again since, under the same number, has to be marked anew.
+            alive = self._group.marked_devices()
+            self._marks = {device: mark for device, mark in self._marks.items() if device in alive}
         refused: dict[bytes, str] = {}
+        fresh: set[bytes] = set()
         filesystems: dict[str, Filesystem] = {}
         for device, mount in wanted.items():
             major, _, minor = device.partition(":")
             match kinds.kind_of(os.makedev(int(major), int(minor))):
                 case FilesystemKind.PSEUDO:
-                    continue
+                    # Beneath a root they are everywhere (/proc) and nobody means them; asked for by name, it is said.
+                    if any(covering(mounts, root) is mount for root in self._roots.real()):
+                        refused[mount.point] = f"{mount.type} is made up by the kernel, which tells no changes of it"
                 case FilesystemKind.REMOTE:
                     # Not even opened: a server that is away would hold the sensor up.
                     refused[mount.point] = f"{mount.type} is a remote filesystem: what other computers change is not told"
                     continue
                 case FilesystemKind.ORDINARY:
-                    if found := self._mark(device, mount, mounts, refused):
+                    if found := self._mark(device, mount, mounts, refused, fresh):
                         filesystems[device] = found
         for device in self._marks.keys() - filesystems.keys():
             mark = self._marks.pop(device)
@@ -250,15 +259,16 @@ class FileSensor:
         self._ignore_nothing()
         self._directories.use(self._roots, mounts, filesystems.values())
         self.coverage = Coverage(tuple(sorted(mark.point for mark in self._marks.values())), refused)
-        seen = {mount.point + b"\0" + mount.device.encode() for mount in _under(mounts, self._roots.real())}
-        if not is_new and seen != self._seen:
-            points = sorted({entry.partition(b"\0")[0] for entry in seen ^ self._seen})
-            self._gathering.overflowed(
-                self._read_through_at, max(started_at, time.time()), f"something was mounted or unmounted at {points[0]!r}"
-            )
+        seen = {(mount.point, mount.device) for mount in _under(mounts, self._roots.real())}
+        differing = {point for point, _ in seen ^ self._seen} | fresh
+        if not is_new and differing:
+            reason = f"something was mounted or unmounted at {escape_name(min(differing))}"
+            self._gathering.overflowed(self._read_through_at, time.time(), reason)
         self._seen = seen
 
-    def _mark(self, device: str, mount: Mount, mounts: list[Mount], refused: dict[bytes, str]) -> Filesystem | None:
+    def _mark(
+        self, device: str, mount: Mount, mounts: list[Mount], refused: dict[bytes, str], fresh: set[bytes]
+    ) -> Filesystem | None:
         try:
             filesystem = filesystem_of(device, mounts)
             if filesystem is None:
@@ -272,6 +282,7 @@ class FileSensor:
                 finally:
                     os.close(fd)
                 self._group.mark_filesystem(point)
+                fresh.add(point)
                 self._log.info("filesystem is observed", point=point, type=mount.type)
             self._marks[device] = _Mark(filesystem, point)
         except OSError as error:

@@ -21,6 +21,8 @@ MAX_WAITING = 20_000
 MAX_WAITING_BYTES = 6 * 1024 * 1024
 """Of paths; long names count for more."""
 
+TOO_MUCH = "more happened than the agent could take in"
+
 _CONTENT = frozenset({Happening.MODIFIED, Happening.ATTRIBUTES})
 
 
@@ -94,14 +96,18 @@ class Gathering:
             self._last.pop(path, None)
 
     def overflowed(self, since: float, until: float, reason: str) -> None:
-        """Note that what happened between these times may be missing; what waits is given up, since all is looked at again."""
-        self.given_up_count += len(self._queue) + len(self._held)
-        since = min([since, *(waiting.at for waiting in self._queue), *(waiting.at for waiting in self._held.values())])
+        """Note that what happened between these times may be missing, or that the watched roots must be looked at again."""
         if self._overflow is not None:
-            since = min(since, self._overflow.since)
+            since, until = min(since, self._overflow.since), max(until, self._overflow.until)
             if reason not in self._overflow.reason:
                 reason = f"{self._overflow.reason}; {reason}"
         self._overflow = Overflowed(since, until, reason)
+
+    def give_up(self, since: float, until: float, reason: str) -> None:
+        """Give up all that waits: what was looked at anew needs no observation."""
+        self.given_up_count += len(self._queue) + len(self._held)
+        waiting = [*self._queue, *self._held.values()]
+        self.overflowed(min([since, *(one.at for one in waiting)]), until, reason)
         self._queue.clear()
         self._last.clear()
         self._held.clear()
@@ -114,6 +120,10 @@ class Gathering:
         first = self._queue_due if self._queue else None
         held = next(iter(self._held.values())).due if self._held else None
         return min((moment for moment in (first, held) if moment is not None), default=None)
+
+    def is_full(self) -> bool:
+        """Whether a whole batch waits."""
+        return len(self._queue) >= MAX_BATCH
 
     def take_overflow(self) -> Overflowed | None:
         """Return what must be told before anything else, once."""
@@ -165,7 +175,7 @@ class Gathering:
 
     def _bound(self, now: float) -> None:
         if self.waiting_count() > self._max_waiting or self._bytes > self._max_waiting_bytes:
-            self.overflowed(now, now, "more happened than the agent could take in")
+            self.give_up(now, now, TOO_MUCH)
 
 
 def _joins(last: _Waiting, happening: Happening) -> bool:

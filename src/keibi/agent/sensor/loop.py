@@ -6,13 +6,14 @@ import select
 import time
 
 from keibi.agent.linux.accounts import AccountNames
+from keibi.agent.linux.bpf.build import OBJECT
 from keibi.agent.linux.containers import ControlGroups
 from keibi.agent.linux.exec_map import ExecMap, PortHappening, ProcessHappening
 from keibi.agent.log import Log
 from keibi.agent.ports import Happening, Hello, Observed, Stop, WatchRoots
 from keibi.agent.sensor.channel import Channel
 from keibi.agent.sensor.files import FileSensor
-from keibi.agent.sensor.gathering import MAX_WAITING, Gathering
+from keibi.agent.sensor.gathering import TOO_MUCH, Gathering
 from keibi.agent.sensor.who import Who
 from keibi.contract.status import Capability
 from keibi.errors import KeibiError, TryLaterError
@@ -29,12 +30,19 @@ STOP_SECONDS = 1.0
 class Sensor:
     """The whole sensor. `run` is called once."""
 
-    def __init__(self, channel: Channel, log: Log, *, excluded: tuple[bytes, ...] = (), max_waiting: int = MAX_WAITING) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        log: Log,
+        *,
+        excluded: tuple[bytes, ...] = (),
+        bpf_object: str = OBJECT,
+    ) -> None:
         self._channel = channel
         self._log = log
-        self._gathering = Gathering(max_waiting=max_waiting)
+        self._gathering = Gathering()
         self._capabilities: dict[str, Capability] = {}
-        self._map = self._load_map()
+        self._map = self._load_map(bpf_object)
         self._who = Who(AccountNames(), ControlGroups(), self._map)
         self._files = self._open_files(excluded)
         self._poll = select.epoll()
@@ -46,6 +54,7 @@ class Sensor:
         self._mounts_due: float | None = None
         self._mounts_read = 0.0
         self._is_stopping = False
+        self._channel_waits = select.EPOLLIN
 
     def run(self) -> None:
         """Observe until the core says stop or is gone."""
@@ -90,19 +99,20 @@ class Sensor:
         return -1 if due is None else max(0.0, due - time.monotonic())
 
     def _send(self) -> None:
-        was_ready = self._channel.is_ready
-        while self._channel.is_ready:
-            due = self._gathering.due_at()
-            if due is None or due > time.monotonic():
-                break
-            if (overflow := self._gathering.take_overflow()) is not None:
-                self._log.warning("observations were given up", reason=overflow.reason, count=self._gathering.given_up_count)
-                self._channel.send(overflow)
-            elif observations := self._gathering.take():
-                self._channel.send(Observed(observations))
-        if self._channel.is_ready is not was_ready or not was_ready:
-            waits = select.EPOLLIN | (0 if self._channel.is_ready else select.EPOLLOUT)
-            self._poll.modify(self._channel.fileno(), waits)
+        gathering, channel = self._gathering, self._channel
+        # While the core does not read, only full batches leave: what waits can still be brought together.
+        while gathering.is_full() or (channel.is_ready and (due := gathering.due_at()) is not None and due <= time.monotonic()):
+            if (overflow := gathering.take_overflow()) is not None:
+                self._log.warning("the watchers are told to look again", reason=overflow.reason)
+                channel.send(overflow)
+            if observations := gathering.take():
+                channel.send(Observed(observations), since=observations[0].at)
+        if (since := channel.give_up()) is not None:
+            gathering.give_up(since, time.time(), TOO_MUCH)
+        waits = select.EPOLLIN | (0 if channel.is_ready else select.EPOLLOUT)
+        if waits != self._channel_waits:
+            self._channel_waits = waits
+            self._poll.modify(channel.fileno(), waits)
 
     def _hear(self) -> None:
         for message in self._channel.receive():
@@ -174,12 +184,13 @@ class Sensor:
         if self._files is not None:
             refused = self._files.coverage.refused
             reason = "; ".join(f"{os.fsdecode(point)}: {why}" for point, why in sorted(refused.items()))
-            self._capabilities["fanotify_filesystem_marks"] = Capability("fanotify_filesystem_marks", not refused, reason)
-        self._channel.queue(Hello("sensor", os.getpid(), list(self._capabilities.values())))
+            is_available = bool(self._files.coverage.marked) or not refused
+            self._capabilities["fanotify_filesystem_marks"] = Capability("fanotify_filesystem_marks", is_available, reason)
+        self._channel.send(Hello("sensor", os.getpid(), list(self._capabilities.values())))
 
-    def _load_map(self) -> ExecMap | None:
+    def _load_map(self, bpf_object: str) -> ExecMap | None:
         try:
-            loaded = ExecMap()
+            loaded = ExecMap(bpf_object)
         except KeibiError as error:
             self._log.warning("who changes a file is known from /proc only", error=str(error))
             self._capabilities["bpf_exec_map"] = Capability("bpf_exec_map", is_available=False, reason=str(error))
@@ -206,17 +217,14 @@ class Sensor:
         if self._files is not None:
             self._files.read()
         self._gathering.take_all()
+        while (overflow := self._gathering.take_overflow()) is not None:
+            self._channel.send(overflow)
+        while observations := self._gathering.take():
+            self._channel.send(Observed(observations))
         deadline = time.monotonic() + STOP_SECONDS
-        while time.monotonic() < deadline:
-            if not self._channel.is_ready:
-                select.select([], [self._channel.fileno()], [], 0.05)
-                self._channel.flush()
-            elif (overflow := self._gathering.take_overflow()) is not None:
-                self._channel.send(overflow)
-            elif observations := self._gathering.take():
-                self._channel.send(Observed(observations))
-            else:
-                return
+        while not self._channel.is_ready and time.monotonic() < deadline:
+            select.select([], [self._channel.fileno()], [], 0.05)
+            self._channel.flush()
 
     def _close(self) -> None:
         self._poll.close()
