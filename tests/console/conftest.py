@@ -15,9 +15,17 @@ from keibi.contract.status import Health, NotEnforced
 from tests.console.seeding import SeedComputer, changed_sshd_config, integrity_event
 
 CHROMIUM = "/usr/bin/chromium"
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-PASSWORD = "correct horse battery staple 9"
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 START_SECONDS = 60
+TIMEOUT_MILLISECONDS = 15_000
 
 
 @dataclass
@@ -84,8 +92,14 @@ def browser():
 
 
 def new_context(browser, **options):
+    context = browser.new_context(**context_options(options))
+    context.set_default_timeout(TIMEOUT_MILLISECONDS)
+    return context
+
+
+def context_options(options):
     values = {"ignore_https_errors": True, "viewport": {"width": 1440, "height": 900}, "timezone_id": "Asia/Tokyo"}
-    return browser.new_context(**{**values, "locale": "en-US", **options})
+    return {**values, "locale": "en-US", **options}
 
 
 def sign_in(page, served, name="admin", password=""):

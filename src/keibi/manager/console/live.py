@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from keibi.errors import KeibiError
 from keibi.manager.console.endpoint import problem
-from keibi.manager.console.filters import parse_filter
+from keibi.manager.console.filters import columns_of, parse_filter
 from keibi.manager.console.pages.events import row_values
 from keibi.manager.console.security import PAGE_HEADERS
 from keibi.manager.console.view import View
@@ -20,6 +20,9 @@ from keibi.manager.events.live import event_stream
 from keibi.manager.events.model import EventQuery, EventRow
 from keibi.manager.paging import Page
 from keibi.manager.services import Services
+
+PLACE = "row"
+"""Stands in a message for the row, until that is rendered."""
 
 
 def live_route(services: Services, view: View) -> Route:
@@ -40,11 +43,47 @@ def live_route(services: Services, view: View) -> Route:
 
 
 async def _rows(visit: Visit, query: EventQuery, after: str | None) -> AsyncIterator[str]:
-    def row_html(event: EventRow) -> str:
-        html = visit.view.render(
-            visit.language, "event_rows.html", {**visit.common(), "page": Page([event]), **row_values(visit, [event])}
+    """Return the stream with each event as a table row. Rendering looks names up, so it happens in a worker thread."""
+    rows = _RowWriter(visit)
+    arrived: list[EventRow] = []
+
+    def hold(event: EventRow) -> str:
+        arrived.append(event)
+        return PLACE
+
+    async for text in event_stream(visit.services.events, visit.principal, query, after, encode=hold):
+        if arrived:
+            html = await run_in_threadpool(rows.html, arrived.pop())
+            yield text.replace(f"data: {PLACE}\n", f"data: {html}\n", 1)
+        else:
+            yield text
+
+
+class _RowWriter:
+    """Writes events as rows and remembers the names in them: a burst of events must not become a burst of queries."""
+
+    def __init__(self, visit: Visit) -> None:
+        self._visit = visit
+        self._computer_names: dict[str, str] = {}
+        self._rule_titles: dict[str, str] = {"": ""}
+
+    def html(self, event: EventRow) -> str:
+        """Return the row on one line."""
+        if event.computer_id not in self._computer_names or event.rule_id not in self._rule_titles:
+            values = row_values(self._visit, [event])
+            self._computer_names.setdefault(event.computer_id, event.computer_id[:8])
+            self._computer_names.update(values["computer_names"])
+            self._rule_titles.setdefault(event.rule_id, event.rule_id)
+            self._rule_titles.update(values["rule_titles"])
+        html = self._visit.view.render(
+            self._visit.language,
+            "event_rows.html",
+            {
+                **self._visit.common(),
+                "page": Page([event]),
+                "columns": columns_of(self._visit.query),
+                "computer_names": self._computer_names,
+                "rule_titles": self._rule_titles,
+            },
         )
         return " ".join(html.split())
-
-    async for text in event_stream(visit.services.events, visit.principal, query, after, encode=row_html):
-        yield text

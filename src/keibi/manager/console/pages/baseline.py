@@ -4,8 +4,8 @@ The baseline is on the computer, so everything here is a command to its agent. A
 said, and how old that is.
 
 Arguments of the commands: decide_drift takes `decision` ("approve" or "reject") and `drift_ids`; compare_baseline takes
-`before` and `after`; preview_restore and restore take `event_id`, `key`, `type`, and `version` where the event has one; restore also
-`expected_hash`, which the preview gave.
+`before` and `after`; preview_restore and restore take `event_id`, `key`, `type`, and `version` where the event has one;
+restore also takes the `expected_hash` that the preview gave.
 """
 
 from typing import Any
