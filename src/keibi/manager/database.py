@@ -11,7 +11,8 @@ which would be enough if the others fell:
 Only the system itself (authentication, background tasks) uses `Scope.system(...)`, which sees all.
 
 SQLite runs in WAL mode with synchronous=FULL. A writing session begins with BEGIN IMMEDIATE, so that two writers wait for
-each other at the beginning and not fail in the middle; a reading session (`writes=False`) never waits for a writer.
+each other at the beginning and not fail in the middle; within this process they wait in a fair queue. A reading session
+(`writes=False`) never waits for a writer.
 """
 
 import contextlib
@@ -41,11 +42,13 @@ from sqlalchemy.orm.session import SessionTransaction
 from sqlalchemy.sql import visitors
 
 from keibi.errors import InputError, KeibiError, RefusedError, TryLaterError
+from keibi.manager.fair_lock import FairLock
 
 ID_LENGTH = 32
 SQLITE_BUSY_MILLISECONDS = 10_000
 POOL_SIZE = 16
 POOL_WAIT_SECONDS = 10
+WRITER_WAIT_SECONDS = 20.0
 _WRITES = "keibi_writes"
 _SCOPE = "keibi_scope"
 _CHANGED = "keibi_changed"
@@ -129,6 +132,7 @@ class Database:
         event.listen(self._make_session, "after_begin", self._tell_tenants)
         event.listen(self._make_session, "after_flush", self._note_changed)
         event.listen(self._make_session, "after_commit", self._tell_observers)
+        self._writers = FairLock()
         self._observers: list[tuple[type[Table], Observer]] = []
         self._reading = self._engine.execution_options(**{_WRITES: False})
         self._writing = self._engine.execution_options(**{_WRITES: True})
@@ -155,6 +159,11 @@ class Database:
             `value_unstorable`, a text with NUL or a number beyond all bounds.
             RefusedError: a row or statement outside the scope.
         """
+        turn = self._writers.held(WRITER_WAIT_SECONDS) if writes and not self.is_postgresql else contextlib.nullcontext()
+        with turn:
+            yield from self._session(scope, writes)
+
+    def _session(self, scope: Scope, writes: bool) -> Iterator[Session]:
         bind = self._writing if writes else self._reading
         session = self._make_session(bind=bind, info={_SCOPE: scope, _WRITES: writes})
         try:
