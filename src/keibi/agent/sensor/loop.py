@@ -25,6 +25,8 @@ RING_SECONDS = 0.02
 MOUNTS_SECONDS = 0.2
 """Mount tables are read this often at most, however fast containers come and go."""
 STOP_SECONDS = 1.0
+BURST = 5000
+"""Events after which memory is given back to the system when it has become quiet."""
 
 
 class Sensor:
@@ -42,6 +44,7 @@ class Sensor:
         self._log = log
         self._gathering = Gathering()
         self._capabilities: dict[str, Capability] = {}
+        self._events_since_trim = 0
         self._map = self._load_map(bpf_object)
         self._who = Who(AccountNames(), ControlGroups(), self._map)
         self._files = self._open_files(excluded)
@@ -81,15 +84,19 @@ class Sensor:
             elif fd == self._ring_fd:
                 self._ring_due = time.monotonic() + RING_SECONDS
                 self._poll.modify(fd, 0)
-            elif self._files is not None and self._files.read() and self._map is not None:
-                # Without the map who did it is only known while it lives, so there is no time to lose.
-                time.sleep(PAUSE_SECONDS)
+            elif self._files is not None and (count := self._files.read()):
+                self._events_since_trim += count
+                if self._map is not None:
+                    # Without the map, who did it is only known while it lives: then there is no time to lose.
+                    time.sleep(PAUSE_SECONDS)
         now = time.monotonic()
         if self._mounts_due is not None and self._mounts_due <= now:
             self._read_mounts()
         if self._ring_due is not None and self._ring_due <= now:
             self._read_ring()
         self._send()
+        if self._events_since_trim > BURST and self._channel.is_ready and not self._gathering.waiting_count():
+            self._trim()
 
     def _timeout(self) -> float:
         dues = [self._mounts_due, self._ring_due]
@@ -196,8 +203,7 @@ class Sensor:
             self._capabilities["bpf_exec_map"] = Capability("bpf_exec_map", is_available=False, reason=str(error))
             self._capabilities["bpf_socket_events"] = Capability("bpf_socket_events", is_available=False, reason=str(error))
             return None
-        # libbpf has just read all of the kernel's type information, which is never needed again.
-        ctypes.CDLL(None).malloc_trim(0)
+        self._trim()  # libbpf has just read all of the kernel's type information, which is never needed again
         self._capabilities["bpf_exec_map"] = Capability("bpf_exec_map", is_available=True)
         self._capabilities["bpf_socket_events"] = Capability("bpf_socket_events", is_available=True)
         return loaded
@@ -225,6 +231,10 @@ class Sensor:
         while not self._channel.is_ready and time.monotonic() < deadline:
             select.select([], [self._channel.fileno()], [], 0.05)
             self._channel.flush()
+
+    def _trim(self) -> None:
+        ctypes.CDLL(None).malloc_trim(0)
+        self._events_since_trim = 0
 
     def _close(self) -> None:
         self._poll.close()
