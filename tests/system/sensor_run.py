@@ -21,11 +21,14 @@ DEADLINE_SECONDS = 20.0
 class SensorRun:
     """The sensor sees `mounts` (shell lines run before it, in its namespace); the test reaches them by `reach`."""
 
-    def __init__(self, directory: pathlib.Path, *mounts: str, arguments: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, directory: pathlib.Path, *mounts: str, arguments: tuple[str, ...] = (), prefix: tuple[str, ...] = ()
+    ) -> None:
         self.point = directory / "watched"
         self.point.mkdir(exist_ok=True)
         self.mounts = mounts or (f"mount -t tmpfs keibi-test {self.point}",)
         self.arguments = arguments
+        self.prefix = prefix
         self.start()
 
     def start(self) -> None:
@@ -36,7 +39,7 @@ class SensorRun:
         self._unread = bytearray()
         self.channel, theirs = socket.socketpair()
         script = "\n".join(["set -e", *self.mounts, 'exec "$@"'])
-        program = [sys.executable, "-m", "keibi.agent.sensor", *self.arguments]
+        program = [*self.prefix, sys.executable, "-m", "keibi.agent.sensor", *self.arguments]
         self.process = subprocess.Popen(
             ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh", *program], stdin=theirs.fileno()
         )

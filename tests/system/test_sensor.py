@@ -295,6 +295,15 @@ def test_without_the_kernel_part_it_works_from_proc_and_says_so(tmp_path):
         assert (actor.process, actor.source) == (os.path.realpath(sys.executable), "proc")
 
 
+def test_without_the_right_to_observe_it_says_so_and_stays(tmp_path):
+    with SensorRun(tmp_path, prefix=("setpriv", "--bounding-set=-all", "--inh-caps=-all")) as run:
+        run.watch(wants_processes=True)
+        for name in ("fanotify_filesystem_marks", "bpf_exec_map", "bpf_socket_events"):
+            assert not run.capability(name).is_available
+            assert "Operation not permitted" in run.capability(name).reason
+        assert run.stop() == 0
+
+
 def test_a_burst_that_the_core_reads_late_is_told_whole(quick_sensor):
     for number in range(8000):  # more than the socket holds
         write(quick_sensor.reach(f"file{number}"), b"")

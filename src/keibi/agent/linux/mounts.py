@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+_DEVICE = re.compile(rb"[0-9]{1,9}:[0-9]{1,9}")
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
@@ -27,7 +28,7 @@ def parse_mounts(text: bytes) -> list[Mount]:
     for line in text.splitlines():
         left, dash, right = line.partition(b" - ")
         fields = left.split(b" ")
-        if dash and len(fields) >= 5:
+        if dash and len(fields) >= 5 and _DEVICE.fullmatch(fields[2]):
             root, point = _unescape(fields[3]), _unescape(fields[4])
             type_ = right.split(b" ")[0].decode("ascii", "replace")
             mounts.append(Mount(fields[2].decode("ascii", "replace"), root, point, type_))

@@ -26,6 +26,8 @@ IGNORE_AFTER = 64
 MAX_MOVED_IN = 10_000
 """Entries of a tree that was moved under a root which are told one by one; of a larger one the watchers are told to look."""
 
+_LEADS_ELSEWHERE = "a watched root leads elsewhere now"
+
 
 @dataclass
 class _Mark:
@@ -80,7 +82,7 @@ class FileSensor:
 
     def watch(self, roots: list[bytes]) -> None:
         """Tell of these roots from now on."""
-        self._roots = Roots(roots, self._excluded)
+        self._roots = Roots(roots, self._excluded, _remote(_read_mounts(), MountTable()))
         self._place_marks(is_new=True)
 
     def mounts_changed(self) -> None:
@@ -109,8 +111,7 @@ class FileSensor:
             self._roots_may_differ = False
             if self._roots.refresh():
                 self._place_marks(is_new=False)
-                now = time.time()
-                self._gathering.overflowed(self._read_through_at, now, "a watched root leads elsewhere now")
+                self._gathering.overflowed(self._read_through_at, time.time(), _LEADS_ELSEWHERE)
         self.event_count += count
         return count
 
@@ -226,9 +227,9 @@ class FileSensor:
             self._ignores = False
 
     def _place_marks(self, *, is_new: bool) -> None:
-        with open("/proc/self/mountinfo", "rb") as file:
-            mounts = parse_mounts(file.read())
-        kinds = MountTable()
+        mounts, kinds = _read_mounts(), MountTable()
+        if self._roots.refresh(_remote(mounts, kinds)) and not is_new:
+            self._gathering.overflowed(self._read_through_at, time.time(), _LEADS_ELSEWHERE)
         wanted = _wanted(mounts, self._roots.real())
         if self._marks:
             # Unmounting ends a mark. What was mounted again since, under the same number, has to be marked anew.
@@ -238,8 +239,7 @@ class FileSensor:
         fresh: set[bytes] = set()
         filesystems: dict[str, Filesystem] = {}
         for device, mount in wanted.items():
-            major, _, minor = device.partition(":")
-            match kinds.kind_of(os.makedev(int(major), int(minor))):
+            match _kind_of(mount, kinds):
                 case FilesystemKind.PSEUDO:
                     # Beneath a root they are everywhere (/proc) and nobody means them; asked for by name, it is said.
                     if any(covering(mounts, root) is mount for root in self._roots.real()):
@@ -290,6 +290,20 @@ class FileSensor:
             self._log.warning("filesystem cannot be observed", point=mount.point, type=mount.type, reason=str(error))
             return None
         return filesystem
+
+
+def _read_mounts() -> list[Mount]:
+    with open("/proc/self/mountinfo", "rb") as file:
+        return parse_mounts(file.read())
+
+
+def _kind_of(mount: Mount, kinds: MountTable) -> FilesystemKind:
+    major, _, minor = mount.device.partition(":")
+    return kinds.kind_of(os.makedev(int(major), int(minor)))
+
+
+def _remote(mounts: list[Mount], kinds: MountTable) -> list[bytes]:
+    return [mount.point for mount in mounts if _kind_of(mount, kinds) is FilesystemKind.REMOTE]
 
 
 def _shown(directory: Directory, name: bytes) -> list[tuple[bytes, bool]]:

@@ -21,6 +21,7 @@ MAX_WAITING = 20_000
 MAX_WAITING_BYTES = 6 * 1024 * 1024
 """Of paths; long names count for more."""
 
+MAX_REASON_CHARACTERS = 500
 TOO_MUCH = "more happened than the agent could take in"
 
 _CONTENT = frozenset({Happening.MODIFIED, Happening.ATTRIBUTES})
@@ -99,8 +100,9 @@ class Gathering:
         """Note that what happened between these times may be missing, or that the watched roots must be looked at again."""
         if self._overflow is not None:
             since, until = min(since, self._overflow.since), max(until, self._overflow.until)
-            if reason not in self._overflow.reason:
-                reason = f"{self._overflow.reason}; {reason}"
+            before = self._overflow.reason
+            is_said = reason in before or len(before) > MAX_REASON_CHARACTERS
+            reason = before if is_said else f"{before}; {reason}"
         self._overflow = Overflowed(since, until, reason)
 
     def give_up(self, since: float, until: float, reason: str) -> None:

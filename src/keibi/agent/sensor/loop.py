@@ -163,7 +163,7 @@ class Sensor:
                 case ProcessHappening():
                     happening = Happening.PROCESS_STARTED if told.is_start else Happening.PROCESS_ENDED
                     actor = self._who.describe(told.process, is_alive=told.is_start)
-                    self._gathering.add(happening, told.process.path, at, actor=actor)
+                    self._gathering.add(happening, actor.process.encode(), at, actor=actor)
                 case PortHappening():
                     happening = Happening.PORT_OPENED if told.is_open else Happening.PORT_CLOSED
                     self._gathering.add(happening, told.key.encode(), at, actor=self._who.find(told.pid))

@@ -22,13 +22,17 @@ class Place:
 class Roots:
     """The watched roots, where they really lie, and what is left out of them."""
 
-    def __init__(self, roots: Iterable[bytes], excluded: Iterable[bytes] = ()) -> None:
+    def __init__(self, roots: Iterable[bytes], excluded: Iterable[bytes] = (), remote: Iterable[bytes] = ()) -> None:
+        """`remote`: mount points of filesystems that are not asked for anything, since their server may be away."""
         self.asked = tuple(roots)
         self._excluded = tuple(os.path.realpath(path) for path in excluded)
+        self._remote = tuple(remote)
         self.pairs = self._resolve()
 
-    def refresh(self) -> bool:
+    def refresh(self, remote: Iterable[bytes] | None = None) -> bool:
         """Look again where symbolic links lead; returns whether that has changed."""
+        if remote is not None:
+            self._remote = tuple(remote)
         pairs = self._resolve()
         has_changed = pairs != self.pairs
         self.pairs = pairs
@@ -57,6 +61,9 @@ class Roots:
     def _resolve(self) -> tuple[tuple[bytes, bytes], ...]:
         pairs = []
         for root in self.asked:
+            if any(below(root, point) is not None for point in self._remote):
+                pairs.append((root, root))
+                continue
             parent, name = os.path.split(root.rstrip(b"/"))
             # The name itself too, not only what it leads to: the link may be replaced.
             named = os.path.join(os.path.realpath(parent or b"/"), name) if name else b"/"
