@@ -12,7 +12,7 @@ from keibi.contract.names import Severity
 from keibi.contract.policy import ModuleState
 from keibi.contract.status import Health
 from keibi.protection.base import Text
-from keibi.protection.integrity_monitoring.rules import EntitySet, EntityType, Rule
+from keibi.protection.integrity_monitoring.rules import AppliesTo, EntitySet, EntityType, Rule
 from keibi.protection.integrity_monitoring.settings import BaselineMode, IntegrityMonitoringSettings
 from tests.system.integrity_worker import IntegrityWorker, file_rule, module_policy
 
@@ -402,3 +402,32 @@ def test_a_scan_of_what_no_rule_watches_is_refused(start, watched):
     answer = worker.run(CommandKind.SCAN, paths=["/nowhere/else"])
     assert answer.state is CommandState.FAILED
     assert "no rule watches /nowhere/else" in answer.message
+
+
+def test_a_rule_for_software_that_is_not_installed_is_left_out(start, watched, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    worker = start()
+    rules = [
+        file_rule(str(watched), applies_to=AppliesTo(software=["base-fil?s", "absent"])),
+        file_rule(str(other), name="im-other", applies_to=AppliesTo(software=["no-such-package-*"])),
+    ]
+    worker.configure(rules)
+    assert worker.statuses[-1].rule_count == 1
+    (watched / "a").write_text("1")
+    (other / "b").write_text("1")
+    assert [event.subject for event in worker.scan()] == [str(watched / "a")]
+
+
+def test_changes_that_no_attribute_watches_make_no_version(start, watched):
+    file = watched / "a"
+    file.write_text("1")
+    worker = start()
+    worker.configure([file_rule(str(watched), attributes=["permissions_only"])])
+    before = worker.run(CommandKind.LIST_BASELINE).result["versions"]
+    for content in ("22", "333"):
+        file.write_text(content)
+        worker.observe(Happening.MODIFIED, str(file))
+        worker.observe(Happening.PORT_OPENED, "tcp/127.0.0.1/1")
+        time.sleep(0.4)
+    assert worker.run(CommandKind.LIST_BASELINE).result["versions"] == before

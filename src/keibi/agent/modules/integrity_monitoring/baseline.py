@@ -180,6 +180,13 @@ class Baseline:
         )
         return [Version(row[0], VersionKind(row[1]), *row[2:]) for row in rows]
 
+    def forget_empty_version(self, version: int) -> None:
+        """Forget a version under which nothing was logged."""
+        self.connection.execute(
+            "DELETE FROM version WHERE version = ? AND NOT EXISTS (SELECT 1 FROM change WHERE change.version = version.version)",
+            (version,),
+        )
+
     def keep_versions(self, count: int) -> int:
         """Forget all but the newest `count` versions and what they changed; return how many were forgotten."""
         cursor = self.connection.execute(

@@ -1,5 +1,6 @@
 """The worker's one decider: policy, real time, schedule, commands, status. Everything comes to it through one inbox."""
 
+import fnmatch
 import os
 import queue
 import resource
@@ -15,6 +16,7 @@ from typing import Any
 import cronsim
 import msgspec
 
+from keibi.agent.linux import software
 from keibi.agent.modules.integrity_monitoring import commands
 from keibi.agent.modules.integrity_monitoring.baseline import VersionKind
 from keibi.agent.modules.integrity_monitoring.content_store import ContentStore
@@ -53,6 +55,7 @@ from keibi.protection.integrity_monitoring.rules import EntityType, Rule
 from keibi.protection.integrity_monitoring.settings import IntegrityMonitoringSettings
 
 ENTITY_SECONDS = 10.0
+SOFTWARE_SECONDS = 600.0
 REPEAT_SECONDS = 5.0
 MAX_NEW_DIRECTORIES = 200
 REPORT_SECONDS = 10.0
@@ -113,6 +116,7 @@ class Director:
         self._progress: tuple[str, float] | None = None
         self._next_scan_at: float | None = None
         self._next_entities_at = 0.0
+        self._next_software_at = time.monotonic() + SOFTWARE_SECONDS
         self._next_report_at = 0.0
         self._reported: ModuleStatus | None = None
 
@@ -210,7 +214,7 @@ class Director:
         settings = msgspec.json.decode(policy.settings, type=IntegrityMonitoringSettings)
         if settings.scan_schedule.strip():
             _check_schedule(settings.scan_schedule)
-        rules = [msgspec.json.decode(rule.body, type=Rule) for rule in policy.rules]
+        rules = self._that_fit([msgspec.json.decode(rule.body, type=Rule) for rule in policy.rules])
         watching = Watching(compile_rules(rules, settings), [os.fsencode(os.path.dirname(self._state_directory))])
         stored = self._examiner.baseline.setting(_ALGORITHM_SETTING)
         self._examiner.algorithm = stored.decode() if stored else str(settings.hash_algorithm)
@@ -220,6 +224,27 @@ class Director:
         contents = Contents(store, settings, self._examiner.algorithm)
         self._covered = self._covered or self._covered_rules()
         return Policy(generation, settings, watching, contents, self._covered)
+
+    def _that_fit(self, rules: list[Rule]) -> list[Rule]:
+        """Leave out rules for software that is not installed here; the manager knows the system, not what is on it."""
+        if not any(rule.applies_to.software for rule in rules):
+            return rules
+        installed = list(software.collect())
+        return [
+            rule
+            for rule in rules
+            if not rule.applies_to.software or any(fnmatch.filter(installed, pattern) for pattern in rule.applies_to.software)
+        ]
+
+    def _look_at_software(self) -> None:
+        """Take the policy up again when software came or went that a rule is meant for."""
+        if self._policy is None or not self._policy_text or time.monotonic() < self._next_software_at:
+            return
+        self._next_software_at = time.monotonic() + SOFTWARE_SECONDS
+        policy = msgspec.json.decode(self._policy_text, type=ModulePolicy)
+        rules = self._that_fit([msgspec.json.decode(rule.body, type=Rule) for rule in policy.rules])
+        if {rule.id for rule in rules} != {rule.id for rule in self._policy.watching.compiled.rules}:
+            self._configure(self._generation, policy)
 
     def _covered_rules(self) -> CompiledRules | None:
         """Return the rules by which the baseline was last compared as a whole: what they do not watch is not in it."""
@@ -289,6 +314,7 @@ class Director:
             self._scans.ask(self._scans_to_repeat.pop(0)[1])
         if not self._is_baseline_there or self._is_building():
             return
+        self._look_at_software()
         if self._state is ModuleState.REAL_TIME:
             self._real_time.run_due(policy)
             self._look_into_new_directories()

@@ -282,7 +282,7 @@ class Examiner:
         if verdict is not None:
             self._tell(batch, policy, verdict, None, None, actor, None)
         is_logged = verdict is not None or (batch.is_accepting and bool(sets))
-        self.baseline.store_entity(self._version(batch), type_, raw, after, is_logged=is_logged)
+        self.baseline.store_entity(self._version(batch, is_logged=is_logged), type_, raw, after, is_logged=is_logged)
         self.drifts.close(type_, raw)
 
     # --- decisions of people
@@ -408,9 +408,12 @@ class Examiner:
         batch.events[-1] = with_drift(event, drift_id)
 
     def _store(self, batch: Batch, changes: list[FileChange], *, is_logged: bool) -> None:
-        self.baseline.store_files(self._version(batch), changes, is_logged=is_logged)
+        self.baseline.store_files(self._version(batch, is_logged=is_logged), changes, is_logged=is_logged)
 
-    def _version(self, batch: Batch) -> int:
+    def _version(self, batch: Batch, *, is_logged: bool) -> int:
+        """Return the version to store under; what is not logged belongs to none, and makes none."""
+        if not is_logged and batch.version is None:
+            return 0
         if batch.version is None:
             batch.version = self.baseline.begin_version(VersionKind.REAL_TIME)
         return batch.version

@@ -60,7 +60,7 @@ class Scanner:
     def __init__(self, baseline: Baseline, plan: ScanPlan, *, reader: FileReader | None = None) -> None:
         self.summary = ScanSummary()
         self._baseline = baseline
-        self._plan = plan
+        self.plan = plan
         self._reader = reader or file_reader()
         self._entries = EntryReader(plan, self._reader, self.summary)
         self._pending: dict[int, _Pending] = {}
@@ -105,7 +105,7 @@ class Scanner:
 
         For the caller's transaction, after the rules changed: what is watched no longer must not look deleted later.
         """
-        parents = {split_path(root)[0] for root in self._plan.roots}
+        parents = {split_path(root)[0] for root in self.plan.roots}
         unwatched = [
             directory
             for directory in self._baseline.all_directories()
@@ -118,8 +118,8 @@ class Scanner:
     def _is_visited(self, directory: bytes) -> bool:
         """Return whether a walk could come to the directory: from a root, and let through at every step."""
         path = directory
-        while self._plan.decide(path) is not None:
-            if path in self._plan.roots:
+        while self.plan.decide(path) is not None:
+            if path in self.plan.roots:
                 return True
             if path in (b"", b"/"):
                 break
@@ -131,11 +131,11 @@ class Scanner:
     def _answers(self, *, is_comparing: bool) -> Iterator[tuple[_Pending, Answer]]:
         """Yield every visited directory with its hashes, except those that were found unchanged."""
         started = time.monotonic()
-        walk = Walk(self._plan, self._reader, self.summary)
+        walk = Walk(self.plan, self._reader, self.summary)
         try:
             with self._hashing() as queue:
                 for ticket, visit in enumerate(walk.visits()):
-                    if self._plan.is_cancelled():
+                    if self.plan.is_cancelled():
                         return
                     self.summary.directory_count += 1
                     self.summary.entry_count += visit.count
@@ -146,10 +146,10 @@ class Scanner:
                     yield from self._take(queue)
                     self._tell(queue, visit.path)
                 queue.close()
-                while self._pending and not self._plan.is_cancelled():
+                while self._pending and not self.plan.is_cancelled():
                     yield from self._take(queue, is_last=True)
                     self._tell(queue, b"")
-                self.summary.is_complete = not self._plan.is_cancelled()
+                self.summary.is_complete = not self.plan.is_cancelled()
         finally:
             walk.close()
             self.summary.wall_seconds = time.monotonic() - started
@@ -158,11 +158,11 @@ class Scanner:
     def _hashing(self) -> Iterator[HashQueue]:
         """Run hash threads during the body; when it is left early they are cancelled."""
         cores = os.cpu_count() or 1
-        percent = self._plan.cpu_percent
+        percent = self.plan.cpu_percent
         queue = self._reader.new_queue(
-            self._plan.algorithm,
+            self.plan.algorithm,
             share=0.0 if percent >= 100 * cores else percent / 100,
-            max_content_bytes=self._plan.max_content_bytes,
+            max_content_bytes=self.plan.max_content_bytes,
         )
         threads = [
             threading.Thread(target=queue.run, name=f"hash-{number}", daemon=True)
@@ -181,7 +181,7 @@ class Scanner:
 
     def _take(self, queue: HashQueue, *, is_last: bool = False) -> Iterator[tuple[_Pending, Answer]]:
         """Yield what is hashed. Waits only when too much is under way, and at the end, for a moment."""
-        while self._pending and not self._plan.is_cancelled():
+        while self._pending and not self.plan.is_cancelled():
             is_full = len(self._pending) >= _MAX_WAITING_DIRECTORIES or self._pending_entries >= _MAX_WAITING_ENTRIES
             if not is_full and not is_last and len(self._pending) % 64:
                 return
@@ -195,11 +195,11 @@ class Scanner:
     def _tell(self, queue: HashQueue, current: bytes) -> None:
         if self.summary.directory_count % 64 == 0:
             queue.pace()
-        if self._plan.on_progress is None or time.monotonic() - self._last_progress < _PROGRESS_SECONDS:
+        if self.plan.on_progress is None or time.monotonic() - self._last_progress < _PROGRESS_SECONDS:
             return
         self._last_progress = time.monotonic()
         count, size, _, _ = queue.counts()
-        self._plan.on_progress(ScanProgress(self.summary.directory_count, self.summary.entry_count, count, size, current))
+        self.plan.on_progress(ScanProgress(self.summary.directory_count, self.summary.entry_count, count, size, current))
 
     # --- what to hash
 
@@ -211,7 +211,7 @@ class Scanner:
         if not pages:
             return _Pending(visit, [], visit.wishes)
         if is_listing(pages, visit.names, visit.states, visit.wishes) and all(page.is_settled for page in pages):
-            if self._plan.trust is Trust.CHANGE_TIME:
+            if self.plan.trust is Trust.CHANGE_TIME:
                 return None
             hashing = self._again(visit)
             return _Pending(visit, pages, hashing) if any(hashing) else None
@@ -219,13 +219,13 @@ class Scanner:
 
     def _again(self, visit: Visit) -> bytes:
         """Return which contents are read again though nothing says that they changed."""
-        match self._plan.trust:
+        match self.plan.trust:
             case Trust.CHANGE_TIME:
                 return bytes(visit.count)
             case Trust.NOTHING:
                 return visit.wishes
         prefix = zlib.crc32(join_path(visit.path, b"") if visit.path != b"/" else b"/")
-        number, count = self._plan.share_number, self._plan.share_count
+        number, count = self.plan.share_number, self.plan.share_count
         return bytes(
             wish if zlib.crc32(name, prefix) % count == number else 0
             for wish, name in zip(visit.wishes, visit.names.split(b"\0"), strict=False)
@@ -291,7 +291,7 @@ class Scanner:
 
     def _entry_roots(self) -> list[bytes]:
         """Return the roots that no visited directory has as an entry."""
-        return [root for root in sorted(set(self._plan.roots)) if root == b"/" or not self._is_visited(split_path(root)[0])]
+        return [root for root in sorted(set(self.plan.roots)) if root == b"/" or not self._is_visited(split_path(root)[0])]
 
     def _commit(self, pages: list[Page]) -> None:
         if pages:

@@ -22,6 +22,7 @@ from keibi.protection.integrity_monitoring.rules import EntityType
 
 KEPT_VERSIONS = 5000
 _BATCH_CHANGES = 200
+_SHARE_SETTING = "share"
 _COPIES_WITH_BUILD_SECONDS = 1.5
 
 
@@ -190,6 +191,10 @@ class Scans:
                 if is_accepting:
                     self._examiner.drifts.clear()
                 self._examiner.baseline.finish_version(version)
+                if job.kind == "real-time":
+                    self._examiner.baseline.forget_empty_version(version)
+                if job.kind == "scheduled":
+                    self._examiner.baseline.put_setting(_SHARE_SETTING, str(scanner.plan.share_number).encode())
                 self._examiner.baseline.keep_versions(KEPT_VERSIONS)
         return ScanOutcome(job, scanner.summary, count, problems, version, policy.generation)
 
@@ -206,7 +211,10 @@ class Scans:
         if job.reads_everything or (job.kind == "scheduled" and days == 1):
             trust = Trust.NOTHING
         elif job.kind == "scheduled":
-            trust, number = Trust.SHARE, int(time.time() // 86400) % days
+            # The share after the one that was read last: a night without a scan delays, and leaves nothing out.
+            with self._examiner.lock:
+                last = self._examiner.baseline.setting(_SHARE_SETTING)
+            trust, number = Trust.SHARE, (int(last) + 1) % days if last else 0
 
         def told(progress: ScanProgress) -> None:
             share = min(0.99, progress.entry_count / known_count) if known_count and not job.roots else None

@@ -84,6 +84,8 @@ def give_up_power(state_directory: str) -> list[Capability]:
         else:
             _give_to(state_directory, account.pw_uid, account.pw_gid)
             sandbox.drop_privileges(USER, CAPABILITIES, for_children=True)
+            # The kernel forgets this wish when a process becomes another user.
+            sandbox.die_with_parent(signal.SIGKILL)
             walls.append(Capability("integrity_worker_without_root", True))
     # Not Landlock: who is in a Landlock domain may not look at processes outside it, and so cannot say whose port it is.
     try:
