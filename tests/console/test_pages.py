@@ -49,6 +49,7 @@ def set_preferences(page, seeded, language, theme):
         page.locator('form[action="/account/preferences"] button').click()
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("language", "theme", "width"), [("en", "light", 1440), ("ja", "dark", 390)])
 def test_every_page_loads_obeys_its_policy_and_can_be_used_by_everyone(seeded, browser, signed_in_state, language, theme, width):
     context = new_context(

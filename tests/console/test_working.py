@@ -15,6 +15,10 @@ def test_the_palette_opens_by_keyboard_and_leads_to_a_computer(open_page, seeded
     page = watched.page
     page.keyboard.press("Control+k")
     page.locator("#palette input").wait_for(state="visible")
+    page.keyboard.type("somewhere else")
+    page.keyboard.press("Escape")
+    page.locator("#palette input").wait_for(state="hidden")
+    page.keyboard.press("Control+k")
     page.keyboard.type("web-01")
     page.wait_for_selector("#palette [role=option] >> text=web-01.example.jp")
     page.wait_for_function(

@@ -180,6 +180,11 @@ LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "auditor": N_("Sees everything, changes nothing."),
             "provider": N_("Everything, for all customers, customers included."),
         },
+        "alarm": {
+            "key_on_other_machine": N_("Another machine used its key"),
+            "machine_with_other_key": N_("The same machine enrolled with another key"),
+            "machine_id_changed": N_("Its machine id changed"),
+        },
         "version_kind": {
             "build": N_("First baseline"),
             "scan": N_("Scan"),

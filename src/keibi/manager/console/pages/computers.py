@@ -18,6 +18,7 @@ from keibi.manager.events.model import EventQuery
 
 PAGE_LIMIT = 50
 EVENTS_LIMIT = 30
+ALARMS_LIMIT = 200
 SORTS = ("name", "last_heartbeat_at", "problems")
 
 
@@ -57,6 +58,11 @@ def summary(visit: Visit) -> Response:
         computer,
         "computer_summary.html",
         groups=group_paths(visit),
+        alarms=[
+            alarm
+            for alarm in visit.services.computers.alarms.list(visit.principal, limit=ALARMS_LIMIT).items
+            if alarm.computer_id == computer.computer_id
+        ],
         grave=GRAVE,
         problem_words=lambda problem: told(visit.catalogue, problem),
         problem_advice=lambda problem: advice(visit.catalogue, problem),
@@ -98,6 +104,12 @@ def set_enabled(visit: Visit) -> Response:
     computer_id = visit.path("computer_id")
     visit.services.computers.set_enabled(visit.principal, computer_id, visit.field("enabled") == "yes")
     return visit.go(f"/computers/{computer_id}", visit._("Saved."))
+
+
+def resolve_alarm(visit: Visit) -> Response:
+    """Say that an identity alarm was dealt with."""
+    visit.services.computers.alarms.resolve(visit.principal, visit.path("alarm_id"))
+    return visit.go(f"/computers/{visit.path('computer_id')}", visit._("Saved."))
 
 
 def remove(visit: Visit) -> Response:
@@ -182,5 +194,6 @@ PAGES: tuple[Page, ...] = (
     get("/computers/{computer_id}/commands/{command_id}", command, "computers.view"),
     post("/computers/{computer_id}", change, "computers.manage"),
     post("/computers/{computer_id}/state", set_enabled, "computers.manage"),
+    post("/computers/{computer_id}/alarms/{alarm_id}", resolve_alarm, "computers.manage"),
     post("/computers/{computer_id}/remove", remove, "computers.manage"),
 )

@@ -13,6 +13,7 @@ from keibi.manager.console.problems import GRAVE, advice, told
 from keibi.manager.console.visit import Visit
 from keibi.manager.events.model import EventQuery
 from keibi.manager.rules.model import RuleFilter, RuleSource
+from keibi.protection.catalog import MODULES
 
 MAX_UNPROTECTED = 8
 TOP_LIMIT = 5
@@ -70,7 +71,14 @@ def _events(visit: Visit) -> dict[str, Any]:
             visit, {event.computer_id for event in recent.items} | {row.value for row in top_computers}
         ),
         "rule_titles": rule_titles(visit, {row.value for row in top_rules}),
-        "chart": {"address": "/events/series?period=24h", "summary": visit._("Events of the last 24 hours by severity")},
+        "charts": [
+            {
+                "title": module.title.in_language(visit.language),
+                "address": f"/events/series?period=24h&module={module.module.value}",
+                "summary": visit._("Events of the last 24 hours by severity"),
+            }
+            for module in MODULES
+        ],
     }
 
 

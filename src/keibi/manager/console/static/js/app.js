@@ -21,6 +21,7 @@ function openDialog(id) {
   const dialog = document.getElementById(id);
   if (!dialog || dialog.open) return;
   dialog.showModal();
+  dialog.querySelector("input:not([type=hidden]), select, textarea")?.focus();
   if (id === "palette") {
     const input = dialog.querySelector("input");
     input.value = "";
@@ -71,6 +72,11 @@ document.addEventListener("keydown", (event) => {
 });
 
 function movePalette(event) {
+  if (event.key === "Escape") {
+    // A search field would only empty itself at the first Escape.
+    event.preventDefault();
+    return document.getElementById("palette").close();
+  }
   const options = [...document.querySelectorAll("#palette [role=option]")];
   if (!options.length) return;
   const current = options.findIndex((option) => option.getAttribute("aria-selected") === "true");
