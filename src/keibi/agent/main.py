@@ -35,7 +35,8 @@ def workers_of(config: AgentConfig) -> tuple[WorkerSpec, ...]:
     return (
         WorkerSpec(
             name="sensor",
-            argv=(sys.executable, "-m", "keibi.agent.sensor"),
+            # Its own writing must never be told to the agent, which would then write about it.
+            argv=(sys.executable, "-m", "keibi.agent.sensor", "--exclude", config.state_directory),
             serves=ModuleId.INTEGRITY_MONITORING,
             is_sensor=True,
         ),

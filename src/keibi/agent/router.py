@@ -94,8 +94,11 @@ class Router:
             case Answer():
                 for part in self._audience:
                     await part.answered(message.result)
-            case Hello() | Observed():
-                return  # a second Hello says nothing new; Observed comes as RawObserved
+            case Hello():
+                # Again, because what it can do has changed: a filesystem came that cannot be observed, say.
+                self._board.worker_is_up(link.spec, message.capabilities)
+            case Observed():
+                return  # it comes as RawObserved
             case _:
                 assert_never(message)
 

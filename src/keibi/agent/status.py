@@ -110,16 +110,29 @@ class StatusBoard:
                 status = ModuleStatus(module, health, message=self._down[module])
             elif status is None:
                 status = self._without_report(module)
-            missing = [
-                NotEnforced("real-time observation", f"{name} is off: {why}", code="sensor_down")
-                for name, why in self._sensors_down.items()
-                if self.wanted.get(module) is ModuleState.REAL_TIME
-            ]
+            missing = self._not_observed() if self.wanted.get(module) is ModuleState.REAL_TIME else []
+            if missing and status.health is Health.ACTIVE:
+                status = msgspec.structs.replace(status, health=Health.WARNING, message=missing[0].reason)
             metrics = dict(status.metrics)
             if restarts := self._restarts.get(module, 0):
                 metrics["worker_restarts_count"] = float(restarts)
             statuses.append(msgspec.structs.replace(status, not_enforced=[*status.not_enforced, *missing], metrics=metrics))
         return statuses
+
+    def _not_observed(self) -> list[NotEnforced]:
+        """Return what the sensors do not observe, though a policy wants real time."""
+        missing = [
+            NotEnforced("real-time observation", f"{name} is off: {why}", code="sensor_down")
+            for name, why in self._sensors_down.items()
+        ]
+        # With a reason though available: some of the filesystems refuse.
+        missing += [
+            NotEnforced("real-time observation", capability.reason, code="marks_refused")
+            for capabilities in self._capabilities.values()
+            for capability in capabilities
+            if capability.name == "fanotify_filesystem_marks" and capability.reason
+        ]
+        return missing
 
     def _without_report(self, module: ModuleId) -> ModuleStatus:
         if self.wanted.get(module, ModuleState.OFF) is not ModuleState.OFF:

@@ -22,10 +22,11 @@ from keibi.agent.router import outermost
 from keibi.agent.safe_mode import ALL_WORKERS, SafeMode, StartRecord
 from keibi.agent.status import StatusBoard, status_digest
 from keibi.agent.transport import Backoff
+from keibi.agent.worker_link import WorkerSpec
 from keibi.contract.commands import CommandResult, CommandState
 from keibi.contract.names import ModuleId
-from keibi.contract.policy import EffectivePolicy
-from keibi.contract.status import Health, ModuleStatus, SpoolStatus
+from keibi.contract.policy import EffectivePolicy, ModuleState
+from keibi.contract.status import Capability, Health, ModuleStatus, SpoolStatus
 from keibi.errors import InputError, TryLaterError
 
 # --- configuration
@@ -324,3 +325,16 @@ def test_the_doctor_finds_a_state_directory_that_others_can_read(tmp_path):
     assert rows["state directory"].outcome is Outcome.FAIL
     assert "chmod 0700" in rows["state directory"].what_to_do
     assert rows["identity"].outcome is Outcome.WARN
+
+
+def test_a_filesystem_that_refuses_observation_is_told_with_the_module_that_wants_it():
+    sensor = WorkerSpec(name="sensor", argv=("x",), serves=ModuleId.INTEGRITY_MONITORING, is_sensor=True)
+    board = StatusBoard([sensor])
+    board.policy_is(1, "", {ModuleId.INTEGRITY_MONITORING: ModuleState.REAL_TIME})
+    board.module_says(ModuleStatus(ModuleId.INTEGRITY_MONITORING, Health.ACTIVE))
+    board.worker_is_up(sensor, [Capability("fanotify_filesystem_marks", True, "/srv: overlay refuses")])
+    (module,) = board.build(SpoolStatus(), []).modules
+    assert module.health is Health.WARNING
+    assert [lacking.reason for lacking in module.not_enforced] == ["/srv: overlay refuses"]
+    board.policy_is(2, "", {ModuleId.INTEGRITY_MONITORING: ModuleState.ON})
+    assert board.build(SpoolStatus(), []).modules[0].not_enforced == []
