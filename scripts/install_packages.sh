@@ -3,8 +3,8 @@
 set -euo pipefail
 
 declare -A needs=(
-  # gcc, headers and OpenSSL build the C part; clang, bpftool and libbpf build and load the BPF part for this kernel.
-  [run]="python3-venv python3-dev gcc libc6-dev libssl-dev libbpf1 libbpf-dev clang llvm bpftool procps ca-certificates"
+  # gcc, headers and OpenSSL build the C part; clang and libbpf build and load the part that runs in the kernel.
+  [run]="python3-venv python3-dev gcc libc6-dev libssl-dev libbpf1 libbpf-dev clang llvm procps ca-certificates"
   [test]="chromium postgresql fonts-noto-cjk git util-linux e2fsprogs"
   [bench]="aide postgresql"
 )
