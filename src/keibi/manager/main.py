@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import pathlib
@@ -72,11 +73,23 @@ def run(config: ManagerConfig) -> None:
     prepare_directory(config.state_directory)
     certificate = _certificate(config)
     manager = make_manager(config)
+    _tune_collector()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(config, certificate, manager))
     finally:
         manager.close()
+
+
+def _tune_collector() -> None:
+    """Let the collector leave alone what stays, and look less often at what comes and goes.
+
+    A decoded batch is tens of thousands of objects without a cycle; with the default threshold the collector walks them again
+    and again, which made half of the time to decode one (7.5 against 3.2 microseconds an event).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 50, 100)
 
 
 async def _serve(config: ManagerConfig, certificate: ServerCertificate, manager: Manager) -> None:
