@@ -157,7 +157,8 @@ class DpkgFiles:
             changed_at = os.stat(info).st_mtime_ns
             if changed_at != self._listed_at:
                 with os.scandir(info) as entries:
-                    self._lists = {one.name: one.stat().st_mtime for one in entries if one.name.endswith(".md5sums")}
+                    # The change time: the modification time is that of the package's build, years ago perhaps.
+                    self._lists = {one.name: one.stat().st_ctime for one in entries if one.name.endswith(".md5sums")}
                 self._listed_at = changed_at
         except OSError:
             return {}

@@ -1,9 +1,11 @@
 """The collectors of entities, each on the real system and on a small one made for the test."""
 
+import hashlib
 import os
 import pathlib
 import socket
 import subprocess
+import time
 
 import pytest
 
@@ -152,3 +154,21 @@ def test_dpkg_is_busy_while_its_lock_is_held(tmp_path):
 
 def test_a_system_without_dpkg_is_never_busy():
     assert not software.DpkgFiles("/nonexistent").is_busy()
+
+
+def test_a_list_that_was_just_unpacked_is_recent_however_old_the_package_is(tmp_path):
+    info = tmp_path / "info"
+    info.mkdir()
+    listing = info / "sample.md5sums"
+    (tmp_path / "status").write_text("Package: sample\nStatus: install ok installed\nVersion: 1.0\nArchitecture: all\n")
+    began = time.time() - 1
+    files = software.DpkgFiles(str(tmp_path))
+    for version in ("1.0", "1.1"):
+        digest = hashlib.md5(version.encode()).hexdigest()
+        unpacked = info / "sample.md5sums.new"
+        unpacked.write_text(f"{digest}  usr/sbin/sample\n")
+        os.utime(unpacked, (1_600_000_000, 1_600_000_000))
+        unpacked.rename(listing)
+        found = files.lookup({b"/usr/sbin/sample"}, since=began)
+        assert found[b"/usr/sbin/sample"].digest == digest
+    assert files.lookup({b"/usr/sbin/sample"}, since=time.time() + 60) == {}
