@@ -275,3 +275,28 @@ def test_the_events_can_be_had_as_csv(seeded, open_page):
         page.get_by_role("link", name="CSV").click()
     path = download.value.path()
     assert "sshd_config" in path.read_text("utf-8")
+
+
+def test_a_provider_chooses_a_customer_and_is_told_when_one_is_needed(open_page, seeded):
+    watched = open_page("/administration/customers")
+    page = watched.page
+    page.get_by_role("button", name="New customer").click()
+    page.fill("#f-name", "Sakura Foods")
+    page.get_by_role("button", name="Make the customer").click()
+    page.wait_for_selector("text=The customer is made.")
+    page.goto(f"{seeded.url}/policies")
+    page.get_by_role("button", name="New policy").click()
+    page.select_option("#f-parent", "")
+    page.fill("#f-name", "Nowhere")
+    page.get_by_role("button", name="Make the policy").click()
+    page.wait_for_selector("text=Choose a customer at the top first.")
+    page.goto(f"{seeded.url}/computers")
+    page.get_by_role("button", name="All customers").first.click()
+    with page.expect_navigation():
+        page.locator("#menu-customer").get_by_role("button", name="Sakura Foods").click()
+    page.wait_for_selector("text=No computers yet")
+    page.locator('button[popovertarget="menu-customer"]').click()
+    with page.expect_navigation():
+        page.locator("#menu-customer").get_by_role("button", name="All customers").click()
+    page.wait_for_selector("text=web-01.example.jp")
+    assert [trouble for trouble in watched.troubles if "422" not in trouble] == []

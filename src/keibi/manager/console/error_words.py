@@ -83,10 +83,13 @@ WORDS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+OTHERWISE_HERE = frozenset({"csrf_token", "tenant_not_chosen"})
+"""Codes whose own message speaks to programs: in the console something else is to be done."""
+
 
 def told(catalogue: Catalogue, error: KeibiError) -> str:
     """Return what is wrong. Codes without words of ours keep their English message, so that nothing is hidden."""
-    if catalogue.language != DEFAULT_LANGUAGE and error.code in WORDS:
+    if _has_words(catalogue, error):
         return catalogue.gettext(WORDS[error.code])
     message = error.message
     return message[:1].upper() + message[1:] + ("" if message.endswith((".", "!", "?")) else ".")
@@ -94,6 +97,8 @@ def told(catalogue: Catalogue, error: KeibiError) -> str:
 
 def hint(catalogue: Catalogue, error: KeibiError) -> str:
     """Return what to do. In another language than English the words for the code say it already."""
-    if catalogue.language != DEFAULT_LANGUAGE and error.code in WORDS:
-        return ""
-    return error.hint[:1].upper() + error.hint[1:]
+    return "" if _has_words(catalogue, error) else error.hint[:1].upper() + error.hint[1:]
+
+
+def _has_words(catalogue: Catalogue, error: KeibiError) -> bool:
+    return error.code in WORDS and (catalogue.language != DEFAULT_LANGUAGE or error.code in OTHERWISE_HERE)

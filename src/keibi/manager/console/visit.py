@@ -134,6 +134,12 @@ class Visit:
         chosen = self.someone.current_tenant_id if self.someone else None
         return next((customer.name for customer in self.customers if customer.tenant_id == chosen), "")
 
+    def customer_of(self, tenant_id: str) -> str:
+        """Return the name of a row's customer where rows of several are shown together, else ""."""
+        if self.someone is None or self.someone.current_tenant_id is not None:
+            return ""
+        return next((customer.name for customer in self.customers if customer.tenant_id == tenant_id), "")
+
     def field(self, name: str, default: str = "") -> str:
         """Return a field of the form that was sent, without space around it."""
         value = self.form.get(name, default)
