@@ -78,7 +78,11 @@ class RealTime:
         due = self._take_due(now)
         renames: list[_Pending] = []
         while self._renames and self._renames[0].first_at + SETTLE_SECONDS <= now and len(renames) < BATCH_PATHS:
-            renames.append(self._renames.popleft())
+            pending = self._renames.popleft()
+            if self._packages.is_at_work(pending.observation.actor):
+                self._held[pending.observation.path] = pending
+            else:
+                renames.append(pending)
         if not due and not renames:
             return 0
         try:
@@ -120,6 +124,9 @@ class RealTime:
         path = observation.path
         if observation.happening is Happening.PROCESS_STARTED:
             self._process(batch, policy, observation)
+            return
+        if observation.happening is Happening.RENAMED and observation.old_path and path:
+            self._rename(batch, policy, observation)
             return
         if observation.happening in (Happening.PROCESS_ENDED, Happening.PORT_OPENED, Happening.PORT_CLOSED):
             return

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from keibi.agent.modules.integrity_monitoring.contents import PACKAGE_MANAGERS
 from keibi.contract.events import Actor, Event, EventAction
 from keibi.contract.names import ModuleId, Severity, new_id
 from keibi.protection.integrity_monitoring.difference import ContentDifference, mask_secrets
@@ -51,6 +52,8 @@ def integrity_event(
         baseline_version=baseline_version,
         can_restore=can_restore,
     )
+    # Told all the same, but nobody is woken: the package manager wrote it, and it is what its database says.
+    is_upgrade = package is not None and package.is_verified and actor.process in PACKAGE_MANAGERS
     message = verdict.message
     if package is not None:
         message += " " + origin_sentence(package)
@@ -60,7 +63,7 @@ def integrity_event(
         event_id=new_id(),
         module=ModuleId.INTEGRITY_MONITORING,
         kind=verdict.kind,
-        severity=Severity.LOW if is_restored else verdict.severity,
+        severity=Severity.LOW if is_restored or is_upgrade else verdict.severity,
         detected_at=round(time.time(), 6),
         changed_at=changed_at,
         rule_id=verdict.rule.id,
