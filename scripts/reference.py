@@ -72,7 +72,7 @@ ENGLISH = Words(
 )
 JAPANESE = Words(
     language="ja",
-    settings_title="保護機能の設定",
+    settings_title="モジュールの設定",
     settings_lead="いずれもポリシーまたはコンピュータ単位で設定できます。設定していない値は上位のポリシーから継承されます。",
     setting_columns=("設定", "ポリシーファイルでの名前", "既定値", "指定できる値", "説明"),
     rules_title="標準ルール",
