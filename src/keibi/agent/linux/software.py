@@ -99,13 +99,17 @@ class DpkgFiles:
         self._log = log
         self._listed_at = -1
         self._lists: dict[str, float] = {}
+        self._newest_at = 0.0
         self._read: dict[str, tuple[float, dict[bytes, str]]] = {}
         self._versions_at = -1
         self._versions: dict[str, dict[str, Any]] = {}
 
     def lookup(self, paths: set[bytes], *, since: float = 0.0) -> dict[bytes, PackageFile]:
         """Return the package file of each path that a list changed after `since` names."""
-        recent = {name: at for name, at in self._all_lists().items() if at >= since}
+        lists = self._all_lists()
+        if not self._read and self._newest_at < since:
+            return {}
+        recent = {name: at for name, at in lists.items() if at >= since}
         self._read = {name: kept for name, kept in self._read.items() if recent.get(name) == kept[0]}
         found: dict[bytes, PackageFile] = {}
         for name, at in recent.items():
@@ -160,6 +164,7 @@ class DpkgFiles:
                     # The change time: the modification time is that of the package's build, years ago perhaps.
                     self._lists = {one.name: one.stat().st_ctime for one in entries if one.name.endswith(".md5sums")}
                 self._listed_at = changed_at
+                self._newest_at = max(self._lists.values(), default=0.0)
         except OSError:
             return {}
         return self._lists

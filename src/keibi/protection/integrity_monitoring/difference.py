@@ -8,6 +8,7 @@ changed password shows as changed.
 import difflib
 import re
 from dataclasses import dataclass
+from functools import cache
 
 import re2
 
@@ -56,19 +57,33 @@ class ContentDifference:
     note: str = ""
 
 
+@cache
+def _compiled() -> "tuple[re2._Regexp, list[re2._Regexp]]":
+    """Return one pattern that finds whether there is any secret at all, and each by itself."""
+    options = re2.Options()
+    options.log_errors = False
+    options.one_line = False
+    options.never_capture = True
+    any_of_them = re2.compile("(?m)" + "|".join(f"(?:{pattern})" for pattern in _PATTERNS), options)
+    options.never_capture = False
+    return any_of_them, [re2.compile("(?m)" + pattern, options) for pattern in _PATTERNS]
+
+
 class _Masker:
     def __init__(self) -> None:
-        options = re2.Options()
-        options.log_errors = False
-        options.one_line = False
-        self._patterns = [re2.compile("(?m)" + pattern, options) for pattern in _PATTERNS]
+        self._any, self._patterns = _compiled()
         self._marks: dict[str, str] = {}
         self.count = 0
 
     def mask(self, text: str) -> str:
         text = _PEM.sub(self._mask_block, text)
+        if self._any.search(text) is None:
+            return text
         lines = []
         for line in text.split("\n"):
+            if self._any.search(line) is None:
+                lines.append(line)
+                continue
             for pattern in self._patterns:
                 line = pattern.sub(self._mask_group, line)
             lines.append(line)

@@ -62,6 +62,8 @@ class Batch:
     version: int | None = None  # of a scan; a real-time batch gets one when it needs it
     is_accepting: bool = False  # a rebuild: take everything as it is, tell nothing
     events: list[Event] = field(default_factory=list)
+    waiting: dict[bytes, tuple[FileChange, bool]] = field(default_factory=dict)
+    """Changes by path, with whether they are logged: stored together, because one page of the baseline holds many files."""
 
 
 class Examiner:
@@ -83,6 +85,7 @@ class Examiner:
         with self.lock, self.baseline.transaction() as connection:
             batch = Batch(source, version, is_accepting)
             yield batch
+            self._store_waiting(batch)
             self.outbox.append(batch.events)
             if version is None and batch.version is not None:
                 # `finish_version` would count all entries, which is too much work for one changed file.
@@ -97,7 +100,7 @@ class Examiner:
     def consider(self, batch: Batch, policy: Policy, changes: Iterable[FileChange], actor: Actor = Actor()) -> None:
         """Take what a scan found. Call inside `batch`."""
         for change in changes:
-            before = self.baseline.file(change.path)
+            before = self._before(batch, change.path)
             if before == change.before:
                 self._file(batch, policy, change.path, before, change.after, actor)
             else:
@@ -105,7 +108,7 @@ class Examiner:
 
     def examine(self, batch: Batch, policy: Policy, path: bytes, actor: Actor, at: float | None = None) -> FileState | None:
         """Read one path now and take what became of it; returns its state, None when it is gone or cannot be read."""
-        before = self.baseline.file(path)
+        before = self._before(batch, path)
         if self._is_mere_growth(policy, path, before):
             return before
         found = self.read(policy, path)
@@ -130,7 +133,7 @@ class Examiner:
 
     def rename(self, batch: Batch, policy: Policy, old_path: bytes, path: bytes, actor: Actor, at: float) -> None:
         """Take a rename: one event when the thing is known and watched, else whatever became of both names."""
-        before, target = self.baseline.file(old_path), self.baseline.file(path)
+        before, target = self._before(batch, old_path), self._before(batch, path)
         after = self.read(policy, path) if before is not None else None
         is_same = (
             isinstance(after, FileState)
@@ -162,7 +165,7 @@ class Examiner:
 
     def forget_below(self, batch: Batch, policy: Policy, directory: bytes, actor: Actor, at: float | None = None) -> None:
         """Take it that everything below a directory is gone."""
-        for state in list(self.baseline.files_under(directory)):
+        for state in self.files_under(batch, directory):
             self._file(batch, policy, state.path, state, None, actor, at)
 
     def _file(
@@ -407,8 +410,29 @@ class Examiner:
         drift_id = self.drifts.put(type_, key, after, event.detected_at, event.event_id)
         batch.events[-1] = with_drift(event, drift_id)
 
+    def files_under(self, batch: Batch, directory: bytes) -> list[FileState]:
+        """Return what the baseline has below a directory, with what this batch has changed."""
+        self._store_waiting(batch)
+        return list(self.baseline.files_under(directory))
+
+    def _before(self, batch: Batch, path: bytes) -> FileState | None:
+        waiting = batch.waiting.get(path)
+        return waiting[0].after if waiting is not None else self.baseline.file(path)
+
     def _store(self, batch: Batch, changes: list[FileChange], *, is_logged: bool) -> None:
-        self.baseline.store_files(self._version(batch, is_logged=is_logged), changes, is_logged=is_logged)
+        for change in changes:
+            former = batch.waiting.get(change.path)
+            if former is not None:
+                change = FileChange(change.path, former[0].before, change.after)
+                is_logged = is_logged or former[1]
+            batch.waiting[change.path] = (change, is_logged)
+
+    def _store_waiting(self, batch: Batch) -> None:
+        for is_logged in (True, False):
+            changes = [change for change, one_is_logged in batch.waiting.values() if one_is_logged is is_logged]
+            if changes:
+                self.baseline.store_files(self._version(batch, is_logged=is_logged), changes, is_logged=is_logged)
+        batch.waiting.clear()
 
     def _version(self, batch: Batch, *, is_logged: bool) -> int:
         """Return the version to store under; what is not logged belongs to none, and makes none."""

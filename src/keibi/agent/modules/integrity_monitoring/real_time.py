@@ -156,7 +156,7 @@ class RealTime:
             return
         if observation.is_directory and _has_entries(path):
             self.new_directories.add(path)
-        below = list(self._examiner.baseline.files_under(old_path)) if observation.is_directory else []
+        below = self._examiner.files_under(batch, old_path) if observation.is_directory else []
         self._examiner.rename(batch, policy, old_path, path, actor, at)
         for state in below:
             self._examiner.rename(batch, policy, state.path, path + state.path[len(old_path) :], actor, at)
