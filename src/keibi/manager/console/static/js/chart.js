@@ -52,7 +52,7 @@ async function draw(figure) {
     height,
     tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), zone),
     legend: { show: false },
-    padding: [10, 6, 0, 0],
+    padding: [10, 20, 0, 0], // on the right, room for half a label under the last bar
     cursor: { y: false, drag: { x: true, y: false }, points: { show: false } },
     scales: { y: { range: (_, __, most) => [0, Math.max(4, most * 1.08)] } },
     axes: [
