@@ -115,6 +115,44 @@ def test_tags_are_put_on_many_events_after_a_preview(open_page, seeded):
     assert watched.troubles == []
 
 
+def test_a_policy_is_assigned_to_chosen_computers_after_a_preview(open_page, seeded):
+    watched = open_page("/computers")
+    page = watched.page
+    page.get_by_label("Choose db-01.example.jp").focus()
+    page.keyboard.press("Space")
+    page.get_by_label("Choose bastion.example.jp").check()
+    assert "2 chosen" in page.locator("[data-selection-bar]").inner_text()
+    page.select_option("#bulk-policy", label="Base > Linux")
+    page.get_by_role("button", name="Assign: see a preview").click()
+    dialog = page.locator("dialog[open]")
+    dialog.wait_for()
+    assert "2 computers go from the default of their system to Base > Linux." in dialog.inner_text()
+    assert "bastion.example.jp, db-01.example.jp" in dialog.inner_text()
+    dialog.get_by_role("button", name="Cancel").click()
+    assert page.locator("tbody tr", has_text="automatic").count() == 4
+    page.get_by_role("button", name="Assign: see a preview").click()
+    with page.expect_navigation():
+        page.locator("dialog[open]").get_by_role("button", name="Assign it").click()
+    page.wait_for_selector("text=Saved. It reaches 2 computers.")
+    assert page.locator("tbody tr", has_text="Base > Linux").count() == 2
+    page.locator("[data-select-all]").check()
+    page.get_by_role("button", name="Assign: see a preview").click()
+    with page.expect_navigation():
+        page.locator("dialog[open]").get_by_role("button", name="Assign it").click()
+    assert page.locator("tbody tr", has_text="automatic").count() == 4
+    assert watched.troubles == []
+
+
+def test_before_and_after_stand_below_each_other_on_a_telephone(open_page, seeded):
+    page = open_page(f"/events/{seeded.event_id}", width=390).page
+    cells = page.locator(".changes td.after")
+    assert cells.count() >= 3
+    for index in range(cells.count()):
+        box = cells.nth(index).bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+
+
 def test_a_policy_change_shows_its_difference_and_reach_before_it_is_saved(open_page, seeded):
     watched = open_page("/policies")
     page = watched.page

@@ -43,6 +43,16 @@ def policy_paths(visit: Visit) -> dict[str, str]:
     return {policy.policy_id: policy.path for policy in visit.services.policies.tree(visit.principal)}
 
 
+def policy_choices(visit: Visit) -> list[tuple[str, str]]:
+    """Return the policies to assign, with their customer where several are in sight."""
+    if not visit.may("policies.view"):
+        return []
+    return [
+        (policy.policy_id, " · ".join(part for part in (visit.customer_of(policy.tenant_id), policy.path) if part))
+        for policy in visit.services.policies.tree(visit.principal)
+    ]
+
+
 def group_paths(visit: Visit) -> dict[str, str]:
     """Return the paths of all groups ("Tokyo / Web")."""
     if not visit.may("computers.view"):

@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from keibi.contract.commands import CommandKind
@@ -10,7 +11,7 @@ from keibi.contract.names import ModuleId
 from keibi.errors import InputError
 from keibi.manager.computers.model import ComputerChange, ComputerDetail, ComputerFilter, ComputerState
 from keibi.manager.console.endpoint import Page, get, post
-from keibi.manager.console.names import group_paths, policy_paths
+from keibi.manager.console.names import group_paths, policy_choices, policy_paths
 from keibi.manager.console.pages.events import row_values
 from keibi.manager.console.problems import GRAVE, advice, told
 from keibi.manager.console.visit import Visit
@@ -19,31 +20,25 @@ from keibi.manager.events.model import EventQuery
 PAGE_LIMIT = 50
 EVENTS_LIMIT = 30
 ALARMS_LIMIT = 200
+MAX_ASSIGNED = 10_000
 SORTS = ("name", "last_heartbeat_at", "problems")
+FILTERS = ("text", "state", "group", "policy", "problems")
 
 
 def computers(visit: Visit) -> Response:
     """List computers, narrowed by what stands in the address."""
-    query = visit.query
-    states = tuple(ComputerState(state) for state in query.getlist("state") if state in set(ComputerState))
-    filters = ComputerFilter(
-        text=query.get("text", "").strip(),
-        states=states,
-        group_id=query.get("group") or None,
-        policy_ids=tuple(policy for policy in query.getlist("policy") if policy),
-        has_problems=True if query.get("problems") == "yes" else None,
-        sort=query.get("sort", "name") if query.get("sort") in SORTS else "name",
-        is_descending=query.get("sort") in ("last_heartbeat_at", "problems"),
-    )
-    page = visit.services.computers.list(visit.principal, filters, query.get("cursor"), PAGE_LIMIT)
+    filters = _filter_of(visit.query)
+    page = visit.services.computers.list(visit.principal, filters, visit.query.get("cursor"), PAGE_LIMIT)
     return visit.page(
         "computers.html",
         title=visit._("Computers"),
         page=page,
         filters=filters,
-        is_filtered=any(query.get(name) for name in ("text", "state", "group", "policy", "problems")),
+        is_filtered=any(visit.query.get(name) for name in FILTERS),
+        filter_query=visit.request.url.query,
         groups=group_paths(visit),
         policies=policy_paths(visit),
+        assignable=policy_choices(visit) if visit.may("computers.manage") else [],
         numbers=visit.services.computers.overview(visit.principal),
         grave=GRAVE,
         problem_words=lambda problem: told(visit.catalogue, problem),
@@ -118,6 +113,35 @@ def remove(visit: Visit) -> Response:
     return visit.go("/computers", visit._("The computer is removed."))
 
 
+def preview_assign(visit: Visit) -> Response:
+    """Show what giving the chosen computers another policy would do, before it does."""
+    computer_ids = _chosen(visit)
+    if not computer_ids:
+        raise InputError("nothing_chosen", "no computer is chosen", where="computer", hint="choose at least one")
+    policy_id = visit.field("policy")
+    found = visit.services.policies.computers.preview_assign(visit.principal, policy_id or None, computer_ids)
+    return visit.fragment(
+        "policy_preview.html",
+        preview=found,
+        change_json="",
+        apply_address="/computers/assign",
+        extra_fields={"computers": " ".join(computer_ids), "policy": policy_id, "filter": visit.field("filter")},
+        apply_word=visit._("Assign it"),
+        back_word=visit._("Cancel"),
+    )
+
+
+def assign(visit: Visit) -> Response:
+    """Give computers the policy that the preview showed."""
+    found = visit.services.policies.computers.assign(
+        visit.principal, visit.field("policy") or None, visit.field("computers").split()
+    )
+    count = found.computer_count
+    words = visit.catalogue.ngettext("Saved. It reaches %(count)s computer.", "Saved. It reaches %(count)s computers.", count)
+    query = visit.field("filter")
+    return visit.go("/computers" + (f"?{query}" if query else ""), words % {"count": visit.format.number(count)})
+
+
 def create_group(visit: Visit) -> Response:
     """Make a group of computers."""
     visit.services.computers.groups.create(visit.principal, visit.field("name"), visit.field("parent") or None)
@@ -177,6 +201,39 @@ def _computer(visit: Visit) -> ComputerDetail:
     return visit.services.computers.get(visit.principal, visit.path("computer_id"))
 
 
+def _filter_of(query: QueryParams) -> ComputerFilter:
+    """Return the filter that an address says; what it does not know is left out."""
+    sort = query.get("sort", "name")
+    return ComputerFilter(
+        text=query.get("text", "").strip(),
+        states=tuple(ComputerState(state) for state in query.getlist("state") if state in set(ComputerState)),
+        group_id=query.get("group") or None,
+        policy_ids=tuple(policy for policy in query.getlist("policy") if policy),
+        has_problems=True if query.get("problems") == "yes" else None,
+        sort=sort if sort in SORTS else "name",
+        is_descending=sort in ("last_heartbeat_at", "problems"),
+    )
+
+
+def _chosen(visit: Visit) -> list[str]:
+    """Return the chosen computers: those ticked, or all that fit the filter."""
+    if visit.field("all") != "on":
+        return visit.fields("computer")
+    filters = _filter_of(QueryParams(visit.field("filter")))
+    ids: list[str] = []
+    cursor: str | None = None
+    while True:
+        page = visit.services.computers.list(visit.principal, filters, cursor, 1000)
+        ids += [computer.computer_id for computer in page.items]
+        cursor = page.next_cursor
+        if len(ids) > MAX_ASSIGNED:
+            raise InputError(
+                "too_many_computers", f"more than {MAX_ASSIGNED} computers fit this filter", hint="narrow the filter first"
+            )
+        if cursor is None:
+            return ids
+
+
 def _arguments(visit: Visit, kind: CommandKind) -> dict[str, Any]:
     if kind is CommandKind.COMPARE_BASELINE:
         return {"before": visit.number_field("before", 0), "after": visit.number_field("after", 0)}
@@ -185,6 +242,8 @@ def _arguments(visit: Visit, kind: CommandKind) -> dict[str, Any]:
 
 PAGES: tuple[Page, ...] = (
     get("/computers", computers, "computers.view"),
+    post("/computers/assign/preview", preview_assign, "computers.manage"),
+    post("/computers/assign", assign, "computers.manage"),
     post("/computers/groups", create_group, "computers.manage"),
     post("/computers/groups/remove", remove_group, "computers.manage"),
     get("/computers/{computer_id}", summary, "computers.view"),
