@@ -90,7 +90,15 @@ class IntegrityWorker:
         self.wait(lambda: self.hello is not None)
 
     def send(self, message: ToWorker) -> None:
-        self._ours.sendall(frame(message))
+        """Send a frame, and read meanwhile, as the core does: two who only write would wait for each other for ever."""
+        left = memoryview(frame(message))
+        while left:
+            readable, writable, _ = select.select([self._ours], [self._ours], [], LIMIT_SECONDS)
+            assert readable or writable, "the worker neither reads nor writes"
+            if readable:
+                self._receive()
+            if writable:
+                left = left[self._ours.send(left, socket.MSG_DONTWAIT) :]
 
     def wait(self, condition: Callable[[], bool], seconds: float = LIMIT_SECONDS) -> None:
         """Take frames until the condition holds."""
@@ -103,10 +111,13 @@ class IntegrityWorker:
             readable, _, _ = select.select([self._ours], [], [], left)
             if not readable:
                 continue
-            data = self._ours.recv(1 << 20)
-            assert data, f"the worker is gone: {self.errors()}"
-            self._received += data
-            self._take()
+            self._receive()
+
+    def _receive(self) -> None:
+        data = self._ours.recv(1 << 20)
+        assert data, f"the worker is gone: {self.errors()}"
+        self._received += data
+        self._take()
 
     def _take(self) -> None:
         while len(self._received) >= 4 and len(self._received) >= 4 + (length := frame_length(bytes(self._received[:4]))):
