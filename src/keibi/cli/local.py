@@ -2,12 +2,14 @@
 
 import argparse
 import asyncio
+import os
 import sys
 from typing import Any
 
 from keibi.cli.output import ago, moment, show_fields, show_json, show_table
 from keibi.cli.up import Layout
 from keibi.errors import InputError, TryLaterError
+from keibi.protection.base import escape_name
 
 SCAN_SILENCE_SECONDS = 600.0
 
@@ -65,7 +67,7 @@ def agent_scan(options: argparse.Namespace) -> int:
     """Run a scan now and follow it; 1 when it was not done."""
     asked: dict[str, Any] = {"do": "scan", "module": "integrity_monitoring"}
     if options.paths:
-        asked["paths"] = options.paths
+        asked["arguments"] = {"paths": [escape_name(os.path.abspath(path)) for path in options.paths]}
     answer = _ask(options, asked, timeout_seconds=SCAN_SILENCE_SECONDS, on_progress=None if options.json else _show_progress)
     if options.json:
         show_json(answer)
@@ -157,8 +159,6 @@ def _ask(options: argparse.Namespace, asked: dict[str, Any], **more: Any) -> dic
 
 
 def _config_path() -> str:
-    import os
-
     made_by_up = Layout().agent_config
     return made_by_up if os.path.exists(made_by_up) else "/etc/keibi/agent.toml"
 

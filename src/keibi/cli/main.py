@@ -131,12 +131,10 @@ def _add_computers(
     made = _command(commands, "restore", remote.restore, "show what restoring a file would change; --yes does it")
     made.add_argument("event", help="the id of the event that tells of the change")
     made.add_argument("--yes", action="store_true", help="do it")
-    made = _command(commands, "baseline", remote.run_command, "show a computer's baseline: versions, drifts, entries")
+    made = _command(commands, "baseline", remote.show_baseline, "show a computer's baseline: versions, drifts, entries")
     made.add_argument("computer", help="name or id")
     made.add_argument("--prefix", default="", help="show the entries at and below this path")
-    made.set_defaults(
-        kind="list_baseline", module=MODULE, arguments=lambda options: {"prefix": options.prefix} if options.prefix else {}
-    )
+    made.add_argument("--limit", type=int, default=20, help="how many versions and entries (default 20)")
     for decision in ("approve", "reject"):
         made = _command(commands, decision, remote.run_command, f"{decision} drifts of a computer")
         made.add_argument("computer", help="name or id")

@@ -94,6 +94,34 @@ def run_command(options: argparse.Namespace) -> int:
     return 0 if answer["state"] == "done" else 1
 
 
+def show_baseline(options: argparse.Namespace) -> int:
+    """Show versions, drifts and, with --prefix, entries of a computer's baseline."""
+    api = client()
+    arguments = {"limit": options.limit} | ({"prefix": options.prefix} if options.prefix else {})
+    body = {"kind": "list_baseline", "module": "integrity_monitoring", "arguments": arguments}
+    answer = _follow(api, api.post(f"/computers/{_computer(api, options.computer)}/commands", body), is_quiet=True)
+    if answer["state"] != "done":
+        raise InputError("not_listed", answer["message"] or "the computer did not answer in time", where=options.computer)
+    result = answer["result"]
+    if options.json:
+        show_json(result)
+        return 0
+    rows = [(one["version"], one["kind"], moment(one["started_at"]), one["change_count"]) for one in result["versions"]]
+    show_table(("version", "made by", "at", "changes"), rows, empty="There is no baseline yet.")
+    if result["drifts"]:
+        print("\nDrifts that wait for a decision ('keibi approve' or 'keibi reject'):")
+        drifts = [(one["change"], one["key"], ", ".join(one["changed_attributes"]), one["drift_id"]) for one in result["drifts"]]
+        show_table(("change", "what", "differs in", "id"), drifts, empty="")
+    if "entries" in result:
+        print()
+        entries = [
+            (one["key"], one["type"], one["permissions"], f"{one['owner']}:{one['group']}", one.get("contents", ""))
+            for one in result["entries"]
+        ]
+        show_table(("entry", "type", "mode", "owner", "contents"), entries, empty="Nothing is watched there.")
+    return 0
+
+
 def restore(options: argparse.Namespace) -> int:
     """Show what restoring the file of an event would change, and do it with --yes."""
     api = client()
