@@ -232,6 +232,7 @@ def _wait_for_report(layout: Layout) -> dict[str, Any]:
     if identity is None:
         raise TryLaterError("not_enrolled", "this computer lost its identity meanwhile", where=layout.agent_state)
     client, agent = api_of(layout), layout.agent()
+    started_at = os.stat(agent.pid_file).st_mtime
     seen: dict[str, Any] = {}
     shown = ""
 
@@ -243,6 +244,9 @@ def _wait_for_report(layout: Layout) -> dict[str, Any]:
         if said and said != shown and sys.stdout.isatty():
             shown = said
             print(f"\r\033[K  first report … {said[:90]}", end="", flush=True)
+        # What an earlier run of the agent said does not count.
+        if (seen.get("status") or {}).get("started_at", 0.0) < started_at - 2.0:
+            return False
         return bool(modules) and all(one.get("health") not in ("starting", "inactive", "", None) for one in modules)
 
     _wait(lambda: is_there() or _is_gone(agent), AGENT_SECONDS, agent)
