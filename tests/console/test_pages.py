@@ -36,6 +36,7 @@ def addresses(seeded):
         "/administration/tokens",
         "/administration/api-keys",
         "/administration/customers",
+        "/administration/retention",
         "/administration/audit",
         "/account",
     ]

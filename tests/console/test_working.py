@@ -315,6 +315,36 @@ def test_the_events_can_be_had_as_csv(seeded, open_page):
     assert "sshd_config" in path.read_text("utf-8")
 
 
+def test_event_retention_says_what_it_removes_before_it_is_set(open_page, seeded):
+    seeded.computers["bastion"].send(integrity_event("/etc/old", ago=3 * 86400.0), integrity_event("/etc/older", ago=4 * 86400.0))
+    watched = open_page("/administration/retention")
+    page = watched.page
+    assert "90 days" in page.locator("tbody tr").inner_text()
+    page.select_option("#f-module", "integrity_monitoring")
+    page.fill("#f-days", "1")
+    page.get_by_role("button", name="Review the change").click()
+    dialog = page.locator("dialog[open]")
+    dialog.wait_for()
+    assert "Integrity monitoring: kept for 1 day." in dialog.inner_text()
+    assert "2 events are older." in dialog.inner_text()
+    dialog.get_by_role("button", name="Cancel").click()
+    page.fill("#f-days", "400")
+    page.get_by_role("button", name="Review the change").click()
+    dialog.wait_for()
+    assert "No event is older than that" in dialog.inner_text()
+    with page.expect_navigation():
+        dialog.get_by_role("button", name="Save").click()
+    row = page.locator("tbody tr", has_text="Integrity monitoring")
+    assert "400 days" in row.inner_text()
+    row.get_by_role("button", name="Take the rule away").click()
+    dialog.wait_for()
+    assert "kept for 90 days" in dialog.inner_text()
+    with page.expect_navigation():
+        dialog.get_by_role("button", name="Save").click()
+    assert page.locator("tbody tr").count() == 1
+    assert watched.troubles == []
+
+
 def test_a_provider_chooses_a_customer_and_is_told_when_one_is_needed(open_page, seeded):
     watched = open_page("/administration/customers")
     page = watched.page

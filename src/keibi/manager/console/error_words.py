@@ -19,6 +19,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "credentials_wrong": N_("The user name or the password is not right."),
         "csrf_token": N_("This page is too old. Load it again and repeat what you did."),
         "cursor_invalid": N_("This part of the list is not there any more. Start again at the first page."),
+        "days_invalid": N_("Events can be kept for 1 to 3,660 days."),
         "event_store_away": N_("The event store is away. It is started again by itself; try again in a moment."),
         "event_unknown": N_("There is no such event. It may have been removed because it was old, or is not yours to see."),
         "exclude_outside": N_("A pattern to leave out lies outside what the rule watches."),

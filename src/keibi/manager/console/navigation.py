@@ -29,6 +29,7 @@ ADMINISTRATION = (
     Entry("/administration/tokens", "ticket", N_("Enrolment tokens"), "tokens.manage"),
     Entry("/administration/api-keys", "key", N_("API keys"), "api_keys.manage"),
     Entry("/administration/customers", "building", N_("Customers"), "tenants.manage"),
+    Entry("/administration/retention", "clock", N_("Event retention"), "events.view"),
     Entry("/administration/audit", "history", N_("Audit trail"), "audit.view"),
 )
 COMMANDS = (

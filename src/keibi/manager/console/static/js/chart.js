@@ -54,7 +54,8 @@ async function draw(figure) {
     legend: { show: false },
     padding: [10, 20, 0, 0], // on the right, room for half a label under the last bar
     cursor: { y: false, drag: { x: true, y: false }, points: { show: false } },
-    scales: { y: { range: (_, __, most) => [0, Math.max(4, most * 1.08)] } },
+    // Half a step on either side: a bar stands over the start of its time, and the first and last are as wide as the others.
+    scales: { x: { range: (_, from, to) => [from - series.step_seconds / 2, to + series.step_seconds / 2] }, y: { range: (_, __, most) => [0, Math.max(4, most * 1.08)] } },
     axes: [
       { stroke: color("--ink-2"), grid: { show: false }, ticks: { show: false }, font: "12px Inter, sans-serif", size: 30, space: 70,
         values: (_, splits) => splits.map((at) => shortTime(at, series.step_seconds, language, zone)) },
