@@ -28,6 +28,7 @@ def addresses(seeded):
         "/events?q=nothing-fits-this",
         f"/events/{seeded.event_id}",
         "/policies",
+        "/policies/import",
         "/rules",
         "/rules/im-linux-cron",
         "/rules/new",

@@ -179,6 +179,82 @@ def test_a_policy_change_shows_its_difference_and_reach_before_it_is_saved(open_
     assert watched.troubles == []
 
 
+def test_a_policy_is_duplicated_and_moved_and_says_what_that_does(open_page):
+    watched = open_page("/policies")
+    page = watched.page
+    page.get_by_role("link", name="Linux", exact=True).click()
+    page.get_by_role("button", name="More").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.activeElement.textContent.trim() == 'Move'")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("dialog#duplicate[open]")
+    assert page.locator("#copy-name").input_value() == "Linux (copy)"
+    page.fill("#copy-name", "Kiosks")
+    page.get_by_role("button", name="Make the copy").click()
+    page.wait_for_selector("text=The policy is made.")
+    assert page.locator("h1").inner_text() == "Kiosks"
+    page.get_by_role("button", name="More").click()
+    page.locator("#menu-policy").get_by_role("button", name="Move").click()
+    assert "Base > Kiosks" not in page.locator("#f-parent option").all_inner_texts()
+    page.select_option("#f-parent", label="Base > Linux")
+    page.locator("#move").get_by_role("button", name="Review the change").click()
+    preview = page.locator("#move-slot dialog[open]")
+    preview.wait_for()
+    assert "It reaches no computer yet." in preview.inner_text()
+    with page.expect_navigation():
+        preview.get_by_role("button", name="Move it").click()
+    assert "Base > Linux > Kiosks" in page.locator(".crumbs").inner_text()
+    page.get_by_role("button", name="More").click()
+    page.locator("#menu-policy").get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Delete it").click()
+    page.wait_for_selector("text=The policy is deleted.")
+    assert watched.troubles == []
+
+
+def test_policies_go_out_as_a_file_and_come_in_again_after_a_dry_run(open_page, tmp_path):
+    watched = open_page("/policies")
+    page = watched.page
+    page.get_by_role("link", name="Linux", exact=True).click()
+    page.get_by_role("button", name="More").click()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Export with all below it").click()
+    assert download.value.suggested_filename == "Linux.yaml"
+    text = download.value.path().read_text("utf-8")
+    assert "parent: Base > Linux" in text
+    page.goto(page.url.partition("/policies")[0] + "/policies/import")
+    file = tmp_path / "policies.yaml"
+    file.write_text(text)
+    page.set_input_files("#file", file)
+    page.wait_for_function("() => document.querySelector('#text').value.includes('policies/1')")
+    page.get_by_role("button", name="Review the change").click()
+    page.wait_for_selector("#import-slot >> text=Nothing differs from what is set now.")
+    page.fill("#text", "keibi: policies/1\npolicies:\n  - name: Film\n    parent: Base > Linux\n    colour: red\n")
+    page.get_by_role("button", name="Review the change").click()
+    problem = page.locator("#import-slot .notice.error")
+    problem.wait_for()
+    assert "line 3, column 5:" in problem.inner_text()
+    page.fill(
+        "#text",
+        "keibi: policies/1\npolicies:\n  - name: Film\n    parent: Base > Linux\n    heartbeat_seconds: 30\n"
+        "  - name: Linux\n    parent: Base\n    description: What serves.\n    heartbeat_seconds: 45\n",
+    )
+    page.get_by_role("button", name="Review the change").click()
+    dialog = page.locator("dialog[open]")
+    dialog.wait_for()
+    assert "Base > Linux > Film New" in " ".join(dialog.inner_text().split())
+    assert "45" in dialog.inner_text()
+    assert "It reaches 4 computers." in dialog.inner_text()
+    dialog.get_by_role("button", name="Go on editing").click()
+    page.fill("#text", "keibi: policies/1\npolicies:\n  - name: Film\n    parent: Base > Linux\n")
+    page.get_by_role("button", name="Review the change").click()
+    page.locator("dialog[open]").get_by_role("button", name="Save and apply").click()
+    page.wait_for_selector("text=Saved. It reaches 0 computers.")
+    assert page.get_by_role("link", name="Film", exact=True).count() == 1
+    # A status of 422 is what the browser itself notes about the wrong file; nothing else may be there.
+    assert [trouble for trouble in watched.troubles if "422" not in trouble] == []
+
+
 def test_a_wrong_value_is_told_in_place(open_page):
     page = open_page("/policies").page
     page.get_by_role("link", name="Linux", exact=True).click()

@@ -13,7 +13,7 @@ from keibi.manager.console.endpoint import Page, get, post
 from keibi.manager.console.pages.computers import tab_values
 from keibi.manager.console.setting_form import Control, as_text, control_of, parse_value
 from keibi.manager.console.visit import Visit
-from keibi.manager.policies.model import EffectiveModule, EffectiveSettings, SettingHelp, Valued
+from keibi.manager.policies.model import EffectiveModule, EffectiveSettings, PolicyNode, SettingHelp, Valued
 from keibi.manager.policies.overrides import PolicyChange
 from keibi.manager.rules.model import RuleFilter
 
@@ -71,7 +71,7 @@ def settings(visit: Visit) -> Response:
     return visit.page(
         "policy_settings.html",
         title=policy.name,
-        policy=policy,
+        **frame_values(visit, policy),
         **form_values(visit, effective, f"/policies/{policy_id}", policy.tenant_id),
     )
 
@@ -84,7 +84,7 @@ def policy_rules(visit: Visit) -> Response:
     return visit.page(
         "policy_rules.html",
         title=policy.name,
-        policy=policy,
+        **frame_values(visit, policy),
         effective=effective,
         base_address=f"/policies/{policy_id}",
         editable=visit.may("policies.edit", policy.tenant_id),
@@ -121,7 +121,13 @@ def history(visit: Visit) -> Response:
     before, after = _numbers(visit, versions[1].version if len(versions) > 1 else 0, policy.version)
     lines = visit.services.policies.compare_versions(visit.principal, policy_id, before, after) if before else []
     return visit.page(
-        "policy_history.html", title=policy.name, policy=policy, versions=versions, lines=lines, before=before, after=after
+        "policy_history.html",
+        title=policy.name,
+        **frame_values(visit, policy),
+        versions=versions,
+        lines=lines,
+        before=before,
+        after=after,
     )
 
 
@@ -189,6 +195,20 @@ def computer_apply(visit: Visit) -> Response:
         visit.principal, computer_id, decoded_change(visit), visit.number_field("expected_version", 0)
     )
     return visit.go(f"/computers/{computer_id}/policy", visit._("Saved."))
+
+
+def frame_values(visit: Visit, policy: PolicyNode) -> dict[str, Any]:
+    """Return what the head of a policy's page needs: itself, and the places that it could be moved to."""
+    places: list[tuple[str, str]] = []
+    if visit.may("policies.edit", policy.tenant_id):
+        below = {policy.policy_id}
+        for other in visit.services.policies.tree(visit.principal):  # parents come before their children
+            if other.parent_id in below:
+                below.add(other.policy_id)
+            elif other.tenant_id == policy.tenant_id and other.policy_id not in below:
+                places.append((other.policy_id, other.path))
+        places.append(("", visit._("nothing: it stands at the top")))
+    return {"policy": policy, "places": places}
 
 
 def form_values(

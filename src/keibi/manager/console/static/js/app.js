@@ -122,6 +122,15 @@ document.addEventListener("toggle", (event) => {
   menu.querySelector(".item")?.focus();
 }, true);
 
+// A file that is chosen is read here and put into a text area; the server gets text only.
+document.addEventListener("change", async (event) => {
+  const area = document.getElementById(event.target.dataset?.readInto ?? "");
+  const [file] = event.target.files ?? [];
+  if (!area || !file) return;
+  area.value = await file.text();
+  area.dispatchEvent(new Event("input", { bubbles: true }));
+});
+
 // A filter that is a form sends itself when a choice is made.
 document.addEventListener("change", (event) => {
   const form = event.target.closest("form[data-submit-on-change]");
