@@ -25,6 +25,7 @@ from keibi.protection.integrity_monitoring.settings import IntegrityMonitoringSe
 FILE_TYPES = (EntityType.FILE, EntityType.DIRECTORY)
 REGISTRY_TYPES = (EntityType.REGISTRY_KEY, EntityType.REGISTRY_VALUE)
 _GROWS = frozenset({"size", "modified_at", "changed_at", "contents", "accessed_at"})
+MAX_REMEMBERED_DIRECTORIES = 8192
 PREFIX_INTACT = "prefix_is_intact"
 """Extra attribute of `after` for an append-only file: whether its beginning is still what the whole of it was before."""
 
@@ -163,6 +164,9 @@ class CompiledRules:
     problems: tuple[SetProblem, ...]
     never: Patterns
     _by_type: dict[EntityType, tuple[CompiledSet, ...]] = field(default_factory=dict)
+    _by_directory: dict[tuple[EntityType, bytes], tuple[CompiledSet, ...]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def of_type(self, type_: EntityType) -> tuple[CompiledSet, ...]:
         """Return the sets of one entity type."""
@@ -195,8 +199,24 @@ class CompiledRules:
 
     def sets_for(self, type_: EntityType, key: bytes, *, only_real_time: bool = False) -> list[CompiledSet]:
         """Return the sets that watch this entity; none when the policy excludes its path."""
-        sets = [one for one in self.of_type(type_) if one.matches(key) and (one.rule.is_real_time or not only_real_time)]
+        candidates = self._near(type_, key) if type_ in FILE_TYPES else self.of_type(type_)
+        sets = [one for one in candidates if one.matches(key) and (one.rule.is_real_time or not only_real_time)]
         return [] if sets and type_ in FILE_TYPES and self.excludes(key) else sets
+
+    def _near(self, type_: EntityType, path: bytes) -> tuple[CompiledSet, ...]:
+        """Return the sets whose base is the path or above it; remembered by directory, since neighbours have the same."""
+        directory = path.rpartition(b"/")[0] or b"/"
+        near = self._by_directory.get((type_, directory))
+        if near is None:
+            if len(self._by_directory) >= MAX_REMEMBERED_DIRECTORIES:
+                self._by_directory.clear()
+            near = tuple(
+                one
+                for one in self.of_type(type_)
+                if _is_at_or_below(directory, one.base) or (one.base.rpartition(b"/")[0] or b"/") == directory
+            )
+            self._by_directory[type_, directory] = near
+        return near
 
     def excludes(self, path: bytes) -> bool:
         """Whether the policy says that this path, or a directory above it, is never watched."""

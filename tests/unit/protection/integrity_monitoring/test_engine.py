@@ -191,3 +191,14 @@ def test_samples_that_do_not_hold_are_named():
     assert check_samples(rule(files("/etc"), samples=Samples(match=[good], no_match=[bad]))) == []
     wrong = check_samples(rule(files("/etc"), samples=Samples(match=[bad], no_match=[good])))
     assert wrong == ["the rule does not report file created: /srv/a", "the rule reports file created: /etc/a"]
+
+
+@given(
+    st.lists(st.sampled_from(["/", "/a", "/a/b", "/a/b/c.conf", "/ab", "/b"]), min_size=1, max_size=4, unique=True),
+    st.lists(st.lists(st.sampled_from(["a", "b", "ab", "c.conf"]), min_size=1, max_size=4), min_size=1, max_size=6),
+)
+def test_looking_only_at_bases_nearby_overlooks_none(bases, paths):
+    compiled = compile_rules([rule(files(base), name=f"im-{number}") for number, base in enumerate(bases)], SETTINGS)
+    for parts in paths:
+        path = ("/" + "/".join(parts)).encode()
+        assert compiled.sets_for(EntityType.FILE, path) == [one for one in compiled.of_type(EntityType.FILE) if one.matches(path)]
