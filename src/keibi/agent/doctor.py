@@ -76,7 +76,7 @@ def examine_running(status: AgentStatus, contact: Contact, workers: Sequence[dic
             f", last by {worker['last_end']}" if worker["last_end"] else ""
         )
         outcome = Outcome.FAIL if not is_running else Outcome.WARN if worker["crash_count"] else Outcome.OK
-        what_to_do = "" if is_running else "see the log; then `keibi agent leave-safe-mode` or `keibi agent restart-worker`"
+        what_to_do = "" if is_running else "see the log; then `keibi agent leave-safe-mode`"
         rows.append(Row(f"worker {worker['worker']}", outcome, found, what_to_do))
     for module in status.modules:
         is_well = module.health in (Health.ACTIVE, Health.INACTIVE)

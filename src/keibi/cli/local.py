@@ -20,19 +20,14 @@ def agent_status(options: argparse.Namespace) -> int:
     if options.json:
         show_json(answer)
         return 0
-    agent, manager, policy = answer["agent"], answer["manager"], answer["policy"]
+    agent, manager = answer["agent"], answer["manager"]
     spool = agent.get("spool", {})
     show_fields(
         [
             ("agent", f"{agent['agent_version']}, since {moment(agent['started_at'])}"),
-            (
-                "manager",
-                ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in manager.items() if value not in ("", None)),
-            ),
-            (
-                "policy",
-                ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in policy.items() if value not in ("", None)),
-            ),
+            ("manager", _manager_words(manager)),
+            ("policy", f"generation {agent['policy_generation']} is in force"),
+            ("policy refused", agent.get("policy_error", "")),
             ("memory", f"{agent.get('memory_bytes', 0) / 1e6:.0f} MB"),
             ("events waiting", spool.get("waiting_count", 0) or ""),
             ("events dropped", spool.get("dropped_count", 0) or ""),
@@ -84,7 +79,13 @@ def agent_doctor(options: argparse.Namespace) -> int:
         from keibi.agent.config import load_config
         from keibi.agent.doctor import examine
 
-        rows = [_row(row) for row in examine(load_config(options.config or _config_path()))]
+        absent = {
+            "check": "agent",
+            "outcome": "fail",
+            "found": "it does not run on this computer",
+            "what_to_do": "start it: 'keibi up', 'systemctl start keibi-agent', or 'keibi agent run'",
+        }
+        rows = [absent, *(_row(row) for row in examine(load_config(options.config or _config_path())))]
     if options.json:
         show_json(rows)
     else:
@@ -145,9 +146,19 @@ def reset_password(options: argparse.Namespace) -> int:
         password = getpass.getpass("New password: ")
     else:
         password = sys.stdin.readline().rstrip("\n")
-    reset(load_config(options.config, state_directory=options.state or Layout().manager_state), options.name, password)
+    # A configuration file names its own directory: another manager's user must not be reset by mistake.
+    state = options.state or ("" if options.config else Layout().manager_state)
+    reset(load_config(options.config, state_directory=state), options.name, password)
     print(f"{options.name} has the new password and may sign in")
     return 0
+
+
+def _manager_words(manager: dict[str, Any]) -> str:
+    if not manager.get("computer_id"):
+        return "not enrolled: 'keibi agent enrol' does it"
+    state = "connected" if manager.get("is_connected") else "not connected"
+    heard = f"last heard {ago(manager.get('last_success_at'))}"
+    return f"{manager.get('address', '')}, {state}, {heard}, as {manager['computer_id']} of {manager.get('tenant_name', '')}"
 
 
 def _ask(options: argparse.Namespace, asked: dict[str, Any], **more: Any) -> dict[str, Any]:

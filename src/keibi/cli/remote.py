@@ -328,7 +328,7 @@ def export_policy(options: argparse.Namespace) -> int:
 
 def import_policy(options: argparse.Namespace) -> int:
     """Apply a policy file, or with --dry-run show what it would change."""
-    show_json(client().post("/policies/import", {"text": _read(options.file)}, dry_run=options.dry_run or None))
+    show_json(client().post("/policies/import", {"text": _read(options.file)}, dry_run=options.dry_run))
     return 0
 
 

@@ -59,15 +59,21 @@ class Layout:
         return f"{self.base}/agent.toml"
 
     @property
+    def manager_config(self) -> str:
+        """The manager's configuration, where somebody has written one."""
+        return f"{self.base}/manager.toml"
+
+    @property
     def url(self) -> str:
         """The console's address."""
         return f"https://localhost:{self.port}"
 
     def manager(self) -> Daemon:
-        """Return the manager's program."""
+        """Return the manager's program; settings of one's own go into manager.toml."""
+        config = ("--config", self.manager_config) if os.path.exists(self.manager_config) else ()
         return Daemon(
             "manager",
-            python_module("keibi.manager.main", "--state", self.manager_state, "--port", str(self.port)),
+            python_module("keibi.manager.main", *config, "--state", self.manager_state, "--port", str(self.port)),
             f"{self.base}/run/manager.pid",
             f"{self.base}/log/manager.log",
             user=MANAGER_USER if _can_run_ourselves(MANAGER_USER) else "",
@@ -259,11 +265,9 @@ def _say_what_now(layout: Layout, computer: dict[str, Any], seconds: float) -> N
     for module in computer["status"]["modules"]:
         print(f"  {module['module'].replace('_', ' ')}: {module['health']} {module.get('message', '')}".rstrip())
     print(f"\nConsole     {layout.url}")
-    try:
-        with open(f"{layout.manager_state}/first-password") as file:
-            user, _, password = file.read().strip().partition(" ")
-        print(f"User        {user}\nPassword    {password}   (to be changed at the first sign-in)")
-    except OSError:
+    if first := _first_password(layout):
+        print(f"User        {first[0]}\nPassword    {first[1]}   (to be changed at the first sign-in)")
+    else:
         print("Sign in as you did before; 'keibi manager reset-password NAME' helps if the password is lost.")
     print(f"Certificate the manager's own; its authority is {layout.ca_file}")
     print("\nTry next:")
@@ -271,6 +275,23 @@ def _say_what_now(layout: Layout, computer: dict[str, Any], seconds: float) -> N
     print("  keibi events tail             shows events as they come")
     print("  keibi agent status            asks the agent on this computer")
     print("  make down                     stops everything; what was gathered stays")
+
+
+def _first_password(layout: Layout) -> tuple[str, str] | None:
+    """Return user and password of the first administrator as long as they are good; then the file has done its work."""
+    from keibi.manager.config import load_config
+    from keibi.manager.local import is_first_password_good
+
+    path = f"{layout.manager_state}/first-password"
+    try:
+        with open(path) as file:
+            user, _, password = file.read().strip().partition(" ")
+    except OSError:
+        return None
+    if is_first_password_good(load_config(state_directory=layout.manager_state, port=layout.port), user):
+        return user, password
+    os.unlink(path)
+    return None
 
 
 def api_of(layout: Layout) -> ApiClient:

@@ -56,6 +56,16 @@ def grant_local_access(config: ManagerConfig, *, with_key: bool, with_token: boo
         database.dispose()
 
 
+def is_first_password_good(config: ManagerConfig, name: str) -> bool:
+    """Whether the first administrator has not changed the generated password yet."""
+    database = Database(config.url)
+    try:
+        with database.session(Scope.system("local access"), writes=False) as session:
+            return bool(session.scalar(select(UserRecord.must_change_password).where(UserRecord.name == name)))
+    finally:
+        database.dispose()
+
+
 def _first_administrator(database: Database) -> Principal:
     with database.session(Scope.system("local access"), writes=False) as session:
         user = session.scalar(

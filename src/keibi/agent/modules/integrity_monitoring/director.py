@@ -552,7 +552,7 @@ class Director:
         if self._is_building():
             return metrics
         with self._examiner.lock:
-            metrics["drifts_waiting_count"] = float(self._examiner.drifts.count())
+            metrics["drifts_waiting_count"] = float(self._examiner.drifts.waiting_count())
             metrics["outbox_waiting_count"] = float(self._examiner.outbox.waiting_count())
             metrics["entities_count"] = float(self._examiner.baseline.count())
         if self._last_scan is not None:

@@ -61,9 +61,10 @@ class Drifts:
         """Yield all open drifts, oldest first."""
         yield from self._select("1 ORDER BY detected_at", ())
 
-    def count(self) -> int:
-        """Return how many there are."""
-        return int(self._connection.execute("SELECT count(*) FROM drift").fetchone()[0])
+    def waiting_count(self) -> int:
+        """Return how many wait for a decision."""
+        row = self._connection.execute("SELECT count(*) FROM drift WHERE decision = ?", (Decision.WAITING,)).fetchone()
+        return int(row[0])
 
     def put(self, type_: str, key: bytes, after: State, detected_at: float, event_id: str) -> str:
         """Keep a drift, in place of an older one of the same entity; return its new id."""
