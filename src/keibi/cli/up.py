@@ -127,9 +127,9 @@ def status(layout: Layout) -> int:
     return 1
 
 
-def ensure_users() -> None:
+def ensure_users(users: tuple[str, ...] = (AGENT_USER, MANAGER_USER)) -> None:
     """Make the system users that do not exist."""
-    for user in (AGENT_USER, MANAGER_USER):
+    for user in users:
         try:
             pwd.getpwnam(user)
         except KeyError:
