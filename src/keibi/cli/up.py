@@ -59,9 +59,10 @@ class Layout:
         return f"{self.base}/agent.toml"
 
     @property
-    def manager_config(self) -> str:
-        """The manager's configuration, where somebody has written one."""
-        return f"{self.base}/manager.toml"
+    def manager_settings(self) -> str:
+        """The manager's configuration if somebody has written one, else ""."""
+        path = f"{self.base}/manager.toml"
+        return path if os.path.exists(path) else ""
 
     @property
     def url(self) -> str:
@@ -70,7 +71,7 @@ class Layout:
 
     def manager(self) -> Daemon:
         """Return the manager's program; settings of one's own go into manager.toml."""
-        config = ("--config", self.manager_config) if os.path.exists(self.manager_config) else ()
+        config = ("--config", self.manager_settings) if self.manager_settings else ()
         return Daemon(
             "manager",
             python_module("keibi.manager.main", *config, "--state", self.manager_state, "--port", str(self.port)),
@@ -204,7 +205,7 @@ def _enrol(layout: Layout) -> str:
 
     identity = IdentityStore(layout.agent_state).load(read_machine_id())
     has_key = os.path.exists(layout.profile_file) and _profile_works(layout)
-    config = load_manager_config(state_directory=layout.manager_state, port=layout.port)
+    config = load_manager_config(layout.manager_settings, state_directory=layout.manager_state, port=layout.port)
     if not has_key or identity is None:
         access = grant_local_access(config, with_key=not has_key, with_token=identity is None)
         if access.api_key:
@@ -266,7 +267,7 @@ def _say_what_now(layout: Layout, computer: dict[str, Any], seconds: float) -> N
         print(f"  {module['module'].replace('_', ' ')}: {module['health']} {module.get('message', '')}".rstrip())
     print(f"\nConsole     {layout.url}")
     if first := _first_password(layout):
-        print(f"User        {first[0]}\nPassword    {first[1]}   (to be changed at the first sign-in)")
+        print(f"User        {first[0]}\nPassword    {first[1]}   (change it under your account)")
     else:
         print("Sign in as you did before; 'keibi manager reset-password NAME' helps if the password is lost.")
     print(f"Certificate the manager's own; its authority is {layout.ca_file}")
@@ -288,7 +289,9 @@ def _first_password(layout: Layout) -> tuple[str, str] | None:
             user, _, password = file.read().strip().partition(" ")
     except OSError:
         return None
-    if is_first_password_good(load_config(state_directory=layout.manager_state, port=layout.port), user):
+    if is_first_password_good(
+        load_config(layout.manager_settings, state_directory=layout.manager_state, port=layout.port), user, password
+    ):
         return user, password
     os.unlink(path)
     return None

@@ -7,6 +7,7 @@ from sqlalchemy import select
 
 from keibi.errors import InputError
 from keibi.manager.access.model import ALL_PERMISSIONS, GrantedRole, Principal
+from keibi.manager.access.passwords import Passwords
 from keibi.manager.access.service import AccessService
 from keibi.manager.access.tables import GrantRecord, UserRecord
 from keibi.manager.agents.access_tokens import AccessTokens
@@ -56,12 +57,13 @@ def grant_local_access(config: ManagerConfig, *, with_key: bool, with_token: boo
         database.dispose()
 
 
-def is_first_password_good(config: ManagerConfig, name: str) -> bool:
-    """Whether the first administrator has not changed the generated password yet."""
+def is_first_password_good(config: ManagerConfig, name: str, password: str) -> bool:
+    """Whether the first administrator still has the generated password."""
     database = Database(config.url)
     try:
         with database.session(Scope.system("local access"), writes=False) as session:
-            return bool(session.scalar(select(UserRecord.must_change_password).where(UserRecord.name == name)))
+            stored = session.scalar(select(UserRecord.password_hash).where(UserRecord.name == name))
+        return Passwords().matches(stored, password)
     finally:
         database.dispose()
 
