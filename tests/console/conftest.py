@@ -12,6 +12,7 @@ from playwright.sync_api import sync_playwright
 
 from keibi.contract.names import Severity
 from keibi.contract.status import Health, NotEnforced
+from keibi.manager.console.visit import FLASH_COOKIE
 from tests.console.seeding import SeedComputer, changed_sshd_config, integrity_event
 
 CHROMIUM = "/usr/bin/chromium"
@@ -169,18 +170,30 @@ class Watched:
             self.troubles.append(f"{message.type}: {message.text}")
 
 
-@pytest.fixture
-def open_page(seeded, browser, signed_in_state):
-    """A function that opens pages as the signed-in administrator."""
-    contexts = []
+@pytest.fixture(scope="session")
+def contexts(browser, signed_in_state):
+    """Signed-in contexts by their width, kept for all tests: fonts, styles and scripts are then loaded and compiled once."""
+    made = {}
+    yield made
+    for context in made.values():
+        context.close()
 
-    def opened(path="/", *, width=1440, **options):
-        context = new_context(browser, storage_state=signed_in_state, viewport={"width": width, "height": 900}, **options)
-        contexts.append(context)
-        watched = Watched(context.new_page())
+
+@pytest.fixture
+def open_page(seeded, browser, signed_in_state, contexts):
+    """A function that opens pages as the signed-in administrator."""
+    pages = []
+
+    def opened(path="/", *, width=1440):
+        if width not in contexts:
+            size = {"width": width, "height": 900}
+            contexts[width] = new_context(browser, storage_state=signed_in_state, viewport=size)
+        contexts[width].clear_cookies(name=FLASH_COOKIE)  # a word of confirmation that an earlier test did not wait for
+        watched = Watched(contexts[width].new_page())
+        pages.append(watched.page)
         watched.page.goto(seeded.url + path)
         return watched
 
     yield opened
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()

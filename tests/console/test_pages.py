@@ -9,6 +9,8 @@ RULES = {
     "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]},
     "resultTypes": ["violations"],
 }
+LOOKED_AT = {"exclude": [["table.list tbody tr:nth-child(n+13)"]]}
+"""The rows of a long list are alike; a dozen of them is looked at."""
 
 
 def addresses(seeded):
@@ -71,7 +73,7 @@ def test_every_page_loads_obeys_its_policy_and_can_be_used_by_everyone(seeded, b
         if wide > width:
             found.append(f"{address}: {wide} pixels wide")
         found += [f"{address}: {trouble}" for trouble in watched.troubles]
-        for violation in Axe().run(page, options=RULES).response["violations"]:
+        for violation in Axe().run(page, LOOKED_AT, RULES).response["violations"]:
             nodes = "; ".join(node["html"][:160] for node in violation["nodes"][:3])
             found.append(f"{address}: {violation['id']}: {nodes}")
     set_preferences(page, seeded, "en", "system")
@@ -119,6 +121,16 @@ def test_an_auditor_sees_no_buttons_that_change_anything(seeded, browser, open_p
     assert auditor.locator(".notice.warning").count()  # the password was given by somebody else
     auditor.goto(f"{seeded.url}/policies")
     assert auditor.get_by_role("button", name="New policy").count() == 0
+    assert auditor.get_by_role("link", name="Import").count() == 0
+    auditor.get_by_role("link", name="Linux", exact=True).click()
+    auditor.get_by_role("button", name="More").click()
+    assert auditor.locator("#menu-policy .item:visible").all_inner_texts() == ["Export as YAML", "Export with all below it"]
+    auditor.goto(f"{seeded.url}/computers")
+    assert auditor.locator("tbody tr").count() == 4
+    assert auditor.locator("[data-select]").count() == 0
+    auditor.goto(f"{seeded.url}/administration/retention")
+    assert "90 days" in auditor.locator("main").inner_text()
+    assert auditor.locator("main form").count() == 0
     refused = auditor.goto(f"{seeded.url}/rules/new")
     assert refused.status == 403
     assert auditor.locator("h1").inner_text() == "You may not do this"

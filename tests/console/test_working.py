@@ -428,6 +428,9 @@ def test_a_provider_chooses_a_customer_and_is_told_when_one_is_needed(open_page,
     page.fill("#f-name", "Sakura Foods")
     page.get_by_role("button", name="Make the customer").click()
     page.wait_for_selector("text=The customer is made.")
+    page.goto(f"{seeded.url}/administration/retention")
+    page.wait_for_selector("text=Choose a customer at the top to change its rules.")
+    assert page.locator("tbody tr", has_text="Sakura Foods").count() == 1
     page.goto(f"{seeded.url}/policies")
     page.get_by_role("button", name="New policy").click()
     page.select_option("#f-parent", "")
@@ -435,6 +438,10 @@ def test_a_provider_chooses_a_customer_and_is_told_when_one_is_needed(open_page,
     page.get_by_role("button", name="Make the policy").click()
     page.wait_for_selector("text=Choose a customer at the top first.")
     page.goto(f"{seeded.url}/computers")
+    page.get_by_label("Choose web-01.example.jp").check()
+    page.select_option("#bulk-policy", label="Sakura Foods · Base > Linux")
+    page.get_by_role("button", name="Assign: see a preview").click()
+    page.wait_for_selector("text=The policy and the computers belong to different customers.")
     page.get_by_role("button", name="All customers").first.click()
     with page.expect_navigation():
         page.locator("#menu-customer").get_by_role("button", name="Sakura Foods").click()

@@ -39,5 +39,6 @@ COMMANDS = (
     ),
     Entry("/events?live=on", "activity", N_("Watch events as they arrive"), "events.view"),
     Entry("/rules/new", "pencil", N_("Write a rule"), "rules.edit"),
+    Entry("/policies/import", "file", N_("Import policies"), "policies.edit"),
     Entry("/account", "user-circle", N_("Your account"), None),
 )

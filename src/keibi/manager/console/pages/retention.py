@@ -47,7 +47,7 @@ def preview(visit: Visit) -> Response:
     visit.principal.require("settings.edit", tenant_id=visit.principal.home_tenant_id)
     module, days = _module(visit), _days(visit)
     known = {rule.module: rule.days for rule in visit.services.events.retention.rules(visit.principal)}
-    kept = days or (DEFAULT_DAYS if module is None else known[None])
+    kept = days or (DEFAULT_DAYS if module is None else known.get(None, DEFAULT_DAYS))
     return visit.fragment(
         "retention_preview.html",
         module=module,
