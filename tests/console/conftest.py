@@ -39,6 +39,7 @@ class Served:
     token: str = ""
     computers: dict = field(default_factory=dict)
     event_id: str = ""
+    cookies: dict = field(default_factory=dict)  # of the browser in which the administrator signed in
 
 
 def free_port():
@@ -122,6 +123,7 @@ def seeded(served, browser):
     page.locator('form[action="/administration/tokens"] button.primary').click()
     command = page.locator("[data-copy-source]").inner_text()
     served.token = re.search(r"--token (\S+)", command)[1]
+    served.cookies = context.storage_state()
     context.close()
     for number, name in enumerate(("web-01", "web-02", "db-01", "bastion")):
         served.computers[name] = SeedComputer(
@@ -147,13 +149,9 @@ def seeded(served, browser):
 
 
 @pytest.fixture(scope="session")
-def signed_in_state(seeded, browser):
-    context = new_context(browser)
-    page = context.new_page()
-    sign_in(page, seeded)
-    state = context.storage_state()
-    context.close()
-    return state
+def signed_in_state(seeded):
+    """The administrator's session, for any number of browser contexts."""
+    return seeded.cookies
 
 
 class Watched:
