@@ -150,13 +150,18 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+def fill(path: pathlib.Path) -> None:
+    with open(path, "wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 65536)
+
+
 def test_a_full_disk_is_said_plainly_and_no_change_is_lost(start, watched, small_disk):
     worker = start(small_disk / "agent" / "state")
     worker.configure([file_rule(str(watched))])
     ballast = small_disk / "ballast"
-    with open(ballast, "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        while True:
-            file.write(b"\0" * 65536)
+    with pytest.raises(OSError, match="No space left"):
+        fill(ballast)
     for number in range(200):
         (watched / f"while-full-{number}").write_text("x")
         worker.observe(Happening.CREATED, str(watched / f"while-full-{number}"), actor=EDITOR)
