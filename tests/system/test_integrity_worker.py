@@ -15,6 +15,7 @@ from keibi.protection.base import Text
 from keibi.protection.integrity_monitoring.rules import AppliesTo, EntitySet, EntityType, Rule
 from keibi.protection.integrity_monitoring.settings import BaselineMode, IntegrityMonitoringSettings
 from tests.system.integrity_worker import IntegrityWorker, file_rule, module_policy
+from tests.unit.agent.linux.hives import Key, build
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the worker starts as root, to give that up")
 
@@ -431,3 +432,42 @@ def test_changes_that_no_attribute_watches_make_no_version(start, watched):
         worker.observe(Happening.PORT_OPENED, "tcp/127.0.0.1/1")
         time.sleep(0.4)
     assert worker.run(CommandKind.LIST_BASELINE).result["versions"] == before
+
+
+def test_a_value_in_a_windows_registry_on_a_mounted_disk_is_watched(start, watched):
+    hive = watched / "SOFTWARE"
+
+    def write(program: str) -> None:
+        run = Key("Run", values={"Updater": program, "Other": "x"})
+        hive.write_bytes(build(Key("ROOT", subkeys=[Key("Microsoft", subkeys=[run])])))
+
+    write("C:\\tools\\up.exe")
+    rule = Rule(
+        id="im-registry", version=1, title=Text(en="t"), description=Text(en="d"), severity=Severity.HIGH,
+        entities=[EntitySet(type=EntityType.REGISTRY_VALUE, base="${WINDOWS}/SOFTWARE!Microsoft")],
+    )  # fmt: skip
+    worker = start()
+    settings = IntegrityMonitoringSettings(variables={"WINDOWS": str(watched)}, scan_schedule="")
+    worker.configure([rule], settings=settings)
+    assert worker.statuses[-1].metrics["entities_count"] == 2
+    write("C:\\evil.exe")
+    (event,) = worker.scan()
+    assert event.kind == "registry_value.updated"
+    assert event.subject == f"{hive}!Microsoft/Run//Updater"
+    hive.write_bytes(b"no hive")
+    assert worker.scan() == [], "half a registry must not look like one from which the rest was deleted"
+    worker.wait(lambda: worker.statuses[-1].health is Health.WARNING)
+    assert "registry hive" in worker.statuses[-1].message
+
+
+def test_users_groups_services_and_software_are_part_of_the_baseline(start):
+    types = (EntityType.USER, EntityType.GROUP, EntityType.SERVICE, EntityType.SOFTWARE, EntityType.PROCESS)
+    rule = Rule(
+        id="im-entities", version=1, title=Text(en="t"), description=Text(en="d"), severity=Severity.LOW,
+        entities=[EntitySet(type=type_, attributes=["existence"]) for type_ in types],
+    )  # fmt: skip
+    worker = start()
+    worker.configure([rule], state=ModuleState.ON)
+    found = worker.statuses[-1].metrics["entities_count"]
+    assert found > 300, found
+    assert worker.statuses[-1].health is Health.ACTIVE, worker.statuses[-1].message
