@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import time
 
+import msgspec
 import pytest
 
 from keibi.agent.ports import Configure, Happening
 from keibi.contract.commands import CommandKind, CommandState
 from keibi.contract.events import Actor
-from keibi.contract.policy import ModuleState
+from keibi.contract.policy import AssignedRule, ModuleState
 from keibi.contract.status import Health
 from keibi.protection.integrity_monitoring.settings import BaselineMode, IntegrityMonitoringSettings
 from tests.system.integrity_worker import IntegrityWorker, file_rule, module_policy
@@ -207,3 +208,23 @@ def test_versions_are_compared_as_a_whole_and_unknown_ones_are_refused(start, wa
     unknown = worker.run(CommandKind.COMPARE_BASELINE, before=first, after=99_999)
     assert unknown.state is CommandState.FAILED
     assert "99999" in unknown.message
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"settings": b'{"scan_schedule": '}, "cannot be read"),
+        ({"settings": b'{"scan_schedule": "0 0 31 2 *"}'}, "no schedule"),
+        ({"rules": [AssignedRule("im-x", 1, b"\xff")]}, "cannot be read"),
+    ],
+)
+def test_a_policy_that_is_broken_or_never_due_is_refused_and_the_worker_lives(start, watched, change, said):
+    worker = start()
+    worker.configure([file_rule(str(watched))], state=ModuleState.ON)
+    broken = msgspec.structs.replace(module_policy([file_rule(str(watched))]), **change)
+    worker.send(Configure(2, broken))
+    worker.wait(lambda: worker.applied[-1].generation == 2)
+    assert said in worker.applied[-1].error
+    (watched / "test.txt").write_text("changed\n")
+    (event,) = worker.scan()
+    assert event.policy_generation == 1

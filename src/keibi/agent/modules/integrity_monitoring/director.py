@@ -1,6 +1,5 @@
 """The worker's one decider: policy, real time, schedule, commands, status. Everything comes to it through one inbox."""
 
-import fnmatch
 import os
 import queue
 import resource
@@ -10,14 +9,11 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
-import cronsim
 import msgspec
 
-from keibi.agent.linux import software
-from keibi.agent.modules.integrity_monitoring import commands
+from keibi.agent.modules.integrity_monitoring import commands, policies
 from keibi.agent.modules.integrity_monitoring.baseline import VersionKind
 from keibi.agent.modules.integrity_monitoring.content_store import ContentStore
 from keibi.agent.modules.integrity_monitoring.contents import Contents, PackageKnowledge
@@ -27,6 +23,7 @@ from keibi.agent.modules.integrity_monitoring.real_time import RealTime, outermo
 from keibi.agent.modules.integrity_monitoring.records import recovery_event
 from keibi.agent.modules.integrity_monitoring.scan_plan import ScanProgress
 from keibi.agent.modules.integrity_monitoring.scans import ScanJob, ScanOutcome, Scans, said_of
+from keibi.agent.modules.integrity_monitoring.status import Condition, status_of
 from keibi.agent.modules.integrity_monitoring.watching import Watching
 from keibi.agent.ports import (
     Answer,
@@ -45,14 +42,12 @@ from keibi.agent.ports import (
     WatchRoots,
 )
 from keibi.contract.commands import Command, CommandKind, CommandResult, CommandState
-from keibi.contract.names import ModuleId
 from keibi.contract.policy import ModulePolicy, ModuleState
-from keibi.contract.status import Health, ModuleStatus, NotEnforced
+from keibi.contract.status import ModuleStatus
 from keibi.errors import InputError, KeibiError
 from keibi.protection.base import escape_name
 from keibi.protection.integrity_monitoring.engine import FILE_TYPES, CompiledRules, compile_rules
-from keibi.protection.integrity_monitoring.rules import EntityType, Rule
-from keibi.protection.integrity_monitoring.settings import IntegrityMonitoringSettings
+from keibi.protection.integrity_monitoring.rules import EntityType
 
 ENTITY_SECONDS = 10.0
 SOFTWARE_SECONDS = 600.0
@@ -101,7 +96,6 @@ class Director:
             examiner, collectors, lambda: self._policy, on_progress=self._scan_goes_on, on_end=self._scan_has_ended
         )
         self._is_baseline_there = False
-        self._started_scan = False
         self._trouble = ""
         self._again: ToWorker | None = None
         self._stored_through = 0
@@ -113,7 +107,7 @@ class Director:
         self._scan_problems: list[str] = []
         self._last_scan: ScanOutcome | None = None
         self._last_scan_at = 0.0
-        self._progress: tuple[str, float] | None = None
+        self._progress = ""
         self._next_scan_at: float | None = None
         self._next_entities_at = 0.0
         self._next_software_at = time.monotonic() + SOFTWARE_SECONDS
@@ -194,7 +188,7 @@ class Director:
         except KeibiError as error:
             self._send(Applied(generation, str(error)))
             return
-        except msgspec.ValidationError as error:
+        except msgspec.DecodeError as error:
             self._send(Applied(generation, f"the policy cannot be read: {error}"))
             return
         for job in self._scans.cancel_all():
@@ -211,10 +205,7 @@ class Director:
         self._report()
 
     def _compile(self, generation: int, policy: ModulePolicy) -> Policy:
-        settings = msgspec.json.decode(policy.settings, type=IntegrityMonitoringSettings)
-        if settings.scan_schedule.strip():
-            _check_schedule(settings.scan_schedule)
-        rules = self._that_fit([msgspec.json.decode(rule.body, type=Rule) for rule in policy.rules])
+        settings, rules = policies.read_policy(policy)
         watching = Watching(compile_rules(rules, settings), [os.fsencode(os.path.dirname(self._state_directory))])
         stored = self._examiner.baseline.setting(_ALGORITHM_SETTING)
         self._examiner.algorithm = stored.decode() if stored else str(settings.hash_algorithm)
@@ -222,19 +213,9 @@ class Director:
             os.path.join(self._state_directory, "contents"), max_total_bytes=settings.content_store_max_megabytes * 1024 * 1024
         )
         contents = Contents(store, settings, self._examiner.algorithm)
-        self._covered = self._covered or self._covered_rules()
+        # What the rules by which the baseline was last compared as a whole do not watch is not in it.
+        self._covered = self._covered or policies.covered_rules(self._examiner.baseline.setting(_POLICY_SETTING))
         return Policy(generation, settings, watching, contents, self._covered)
-
-    def _that_fit(self, rules: list[Rule]) -> list[Rule]:
-        """Leave out rules for software that is not installed here; the manager knows the system, not what is on it."""
-        if not any(rule.applies_to.software for rule in rules):
-            return rules
-        installed = list(software.collect())
-        return [
-            rule
-            for rule in rules
-            if not rule.applies_to.software or any(fnmatch.filter(installed, pattern) for pattern in rule.applies_to.software)
-        ]
 
     def _look_at_software(self) -> None:
         """Take the policy up again when software came or went that a rule is meant for."""
@@ -242,26 +223,15 @@ class Director:
             return
         self._next_software_at = time.monotonic() + SOFTWARE_SECONDS
         policy = msgspec.json.decode(self._policy_text, type=ModulePolicy)
-        rules = self._that_fit([msgspec.json.decode(rule.body, type=Rule) for rule in policy.rules])
-        if {rule.id for rule in rules} != {rule.id for rule in self._policy.watching.compiled.rules}:
+        if policies.fitting_ids(policy) != {rule.id for rule in self._policy.watching.compiled.rules}:
             self._configure(self._generation, policy)
-
-    def _covered_rules(self) -> CompiledRules | None:
-        """Return the rules by which the baseline was last compared as a whole: what they do not watch is not in it."""
-        stored = self._examiner.baseline.setting(_POLICY_SETTING)
-        if stored is None:
-            return None
-        try:
-            policy = msgspec.json.decode(stored, type=ModulePolicy)
-            settings = msgspec.json.decode(policy.settings, type=IntegrityMonitoringSettings)
-            return compile_rules([msgspec.json.decode(rule.body, type=Rule) for rule in policy.rules], settings)
-        except (msgspec.DecodeError, KeibiError):
-            return None  # an older version's policy: what it watched is not known, so nothing is taken silently
 
     def _cover(self, policy: Policy) -> None:
         """Note that the baseline holds everything that this policy watches."""
+        whole = msgspec.json.decode(self._policy_text, type=ModulePolicy)
+        covered = policies.only_rules(whole, (rule.id for rule in policy.watching.compiled.rules))
         with self._examiner.lock:
-            self._examiner.baseline.put_setting(_POLICY_SETTING, self._policy_text)
+            self._examiner.baseline.put_setting(_POLICY_SETTING, msgspec.json.encode(covered))
         self._covered = policy.watching.compiled
         self._policy = replace(policy, former=None)
 
@@ -354,11 +324,11 @@ class Director:
         self._next_scan_at = None
         if self._policy is None or not (schedule := self._policy.settings.scan_schedule.strip()):
             return
-        self._next_scan_at = next(cronsim.CronSim(schedule, datetime.now().astimezone().replace(tzinfo=None))).timestamp()
+        self._next_scan_at = policies.next_scan_at(schedule)
 
     def _scan_goes_on(self, job: ScanJob, progress: ScanProgress, share: float | None) -> None:
         said = f"{progress.entry_count:,} entries, {progress.hashed_count:,} files read, now {escape_name(progress.current)}"
-        self._progress = (said, share if share is not None else 0.0)
+        self._progress = said
         if job.command_id:
             self._send(Answer(CommandResult(job.command_id, CommandState.RUNNING, said, share, at=time.time())))
 
@@ -368,7 +338,7 @@ class Director:
     def _end_scan(self, ended: ScanEnded) -> None:
         job: ScanJob = ended.job
         outcome: ScanOutcome | KeibiError | None = ended.outcome
-        self._progress = None
+        self._progress = ""
         if job.kind == "real-time":
             self._is_looking_into_new = False
         if outcome is None:
@@ -499,53 +469,21 @@ class Director:
 
     def _report(self) -> None:
         self._next_report_at = time.monotonic() + REPORT_SECONDS
-        status = self._status()
+        is_on = self._state is not ModuleState.OFF
+        condition = Condition(
+            generation=self._generation,
+            policy=self._policy if is_on else None,
+            is_baseline_there=self._is_baseline_there,
+            progress=self._progress,
+            trouble=self._trouble or self._scan_trouble,
+            damage=self._damage,
+            scan_problems=self._scan_problems,
+            algorithm=self._examiner.algorithm,
+        )
+        status = status_of(condition, self._metrics() if is_on else {})
         if status != self._reported:
             self._reported = status
             self._send(Report(status))
-
-    def _status(self) -> ModuleStatus:
-        policy = self._policy
-        if self._trouble and policy is None:
-            return ModuleStatus(ModuleId.INTEGRITY_MONITORING, Health.ERROR, self._trouble)
-        if policy is None or self._state is ModuleState.OFF:
-            return ModuleStatus(ModuleId.INTEGRITY_MONITORING, Health.INACTIVE, policy_generation=self._generation)
-        not_enforced = [
-            NotEnforced(f"{problem.rule_id} {problem.place}", problem.message, "set_left_out")
-            for problem in policy.watching.compiled.problems
-        ]
-        if str(policy.settings.hash_algorithm) != self._examiner.algorithm:
-            not_enforced.append(
-                NotEnforced(
-                    "hash algorithm",
-                    f"the baseline uses {self._examiner.algorithm}; {policy.settings.hash_algorithm} needs a rebuild",
-                    "rebuild_needed",
-                )
-            )
-        health, message = Health.ACTIVE, ""
-        if self._trouble or self._scan_trouble:
-            health, message = Health.ERROR, self._trouble or self._scan_trouble
-        elif not self._is_baseline_there:
-            health, message = (
-                Health.STARTING,
-                f"building the baseline: {self._progress[0]}" if self._progress else "building the baseline",
-            )
-        elif self._damage or self._scan_problems or not_enforced:
-            health = Health.WARNING
-            message = self._damage or (
-                f"{len(self._scan_problems)} places could not be read, the first: {self._scan_problems[0]}"
-                if self._scan_problems
-                else f"{len(not_enforced)} parts of the policy do not run here"
-            )
-        return ModuleStatus(
-            ModuleId.INTEGRITY_MONITORING,
-            health,
-            message,
-            self._generation,
-            len(policy.watching.compiled.rules),
-            not_enforced,
-            self._metrics(),
-        )
 
     def _metrics(self) -> dict[str, float]:
         metrics: dict[str, float] = {"worker_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0}
@@ -561,12 +499,3 @@ class Director:
         if self._next_scan_at is not None:
             metrics["next_scan_at"] = self._next_scan_at
         return metrics
-
-
-def _check_schedule(schedule: str) -> None:
-    try:
-        cronsim.CronSim(schedule, datetime.now().astimezone())
-    except cronsim.CronSimError as error:
-        raise InputError(
-            "schedule_invalid", f"{schedule!r} is no schedule: {error}", hint="five fields, such as 17 3 * * *"
-        ) from error
