@@ -112,7 +112,7 @@ class Scans:
             except KeibiError as error:
                 outcome = error
             except (sqlite3.OperationalError, OSError) as error:
-                outcome = TryLaterError("baseline_unavailable", f"the baseline cannot be read or written: {error}")
+                outcome = TryLaterError("baseline_unavailable", f"the baseline cannot be written: {error}")
             finally:
                 self.running = None
             self._on_end(job, outcome if not self._cancel.is_set() else None)
