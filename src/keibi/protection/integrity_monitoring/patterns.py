@@ -1,7 +1,8 @@
 """Patterns of paths and keys: `/` divides parts, `*` and `?` stay inside a part, `**` stands for any number of whole parts.
 
-`a/**/b` matches `a/b` too; `a/**` matches what is below `a`, not `a` itself. Case counts. Patterns come from rules that
-customers write and names from anybody, so all matching is done by RE2, whose time is linear in the length of the name.
+`a/**/b` matches `a/b` too; `a/**` matches what is below `a`, not `a` itself. `?` is one character; bytes that are no UTF-8 are
+matched by `*` only. Case counts. Patterns come from rules that customers write and names from anybody, so all matching is done
+by RE2, whose time is linear in the length of the name.
 """
 
 import re
@@ -14,8 +15,10 @@ from keibi.protection.base import Text
 
 MAX_PATTERN_LENGTH = 4096
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-# One character of a name: ASCII, a whole UTF-8 sequence, or a stray byte.
-_ANY_CHARACTER = rb"(?:[^/\x80-\xff]|[\xc0-\xff][\x80-\xbf]*|[\x80-\xbf])"
+# One character of a name: ASCII, a whole UTF-8 sequence (never a part of one), or a byte that UTF-8 does not use.
+_ANY_CHARACTER = (
+    rb"(?:[^/\x80-\xff]|[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}|[\xc0\xc1\xf5-\xff])"
+)
 
 EVERYTHING = "**"
 

@@ -65,6 +65,9 @@ def test_what_is_matched_with_all_below_has_no_exception(pattern, name, below):
         ("a?", b"a\xff", True),
         ("a?", "aあ".encode(), True),
         ("[x]+(y)", b"[x]+(y)", True),
+        ("?/??/**", "a/é/a".encode(), False),
+        ("??", "日本".encode(), True),
+        ("??", "日".encode(), False),
     ],
 )
 def test_examples(pattern, name, expected):
