@@ -13,6 +13,7 @@ from keibi.agent.status import StatusBoard
 from keibi.agent.worker_link import RawObserved, WorkerLink, WorkerSpec
 from keibi.contract.commands import CommandResult
 from keibi.contract.names import ModuleId, Severity
+from keibi.protection.base import outermost
 
 SENSOR_SETTLES_SECONDS = 1.0
 """How long a sensor that was just told its roots may take to place its marks; what happens until then is looked at again."""
@@ -153,13 +154,3 @@ class Router:
         task = asyncio.create_task(work)
         self._later.add(task)
         task.add_done_callback(self._later.discard)
-
-
-def outermost(roots: set[bytes]) -> list[bytes]:
-    """Return the roots that are not beneath another one."""
-    kept: list[bytes] = []
-    for root in sorted(roots, key=lambda root: root.split(b"/")):
-        above = kept[-1].rstrip(b"/") + b"/" if kept else b""
-        if not (kept and root.startswith(above)):
-            kept.append(root)
-    return kept

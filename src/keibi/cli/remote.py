@@ -9,7 +9,7 @@ from typing import Any
 
 from keibi.cli.client import ApiClient, Profile
 from keibi.cli.output import ago, moment, show_fields, show_json, show_table
-from keibi.errors import InputError, TryLaterError
+from keibi.errors import InputError
 
 Action = Callable[[argparse.Namespace], int]
 _FINAL = {"done", "failed", "refused", "expired"}
@@ -394,16 +394,3 @@ def _read(path: str) -> str:
 def _show_more(page: dict[str, Any]) -> None:
     if page.get("next_cursor"):
         print(f"\nMore: --cursor {page['next_cursor']}")
-
-
-def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait until the condition holds.
-
-    Raises:
-        TryLaterError: it did not within the time.
-    """
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TryLaterError("waited_in_vain", f"{what} did not come within {seconds:.0f} s")
-        time.sleep(0.05)

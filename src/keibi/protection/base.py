@@ -1,5 +1,6 @@
 """What every module's pure half shares: bilingual texts, settings help, and the description of a module."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -93,3 +94,13 @@ def unescape_name(text: str) -> bytes:
         else:
             raise ValueError(f"a lone backslash at position {found} of {text!r}")
     return bytes(out + text[position:].encode())
+
+
+def outermost(directories: Iterable[bytes]) -> list[bytes]:
+    """Return the directories that lie below no other of them, in order of their parts."""
+    kept: list[bytes] = []
+    # By parts and not by bytes: "/a-b" sorts between "/a" and "/a/b", and would hide that the last lies below the first.
+    for directory in sorted(set(directories), key=lambda one: one.rstrip(b"/").split(b"/")):
+        if not (kept and directory.startswith(kept[-1].rstrip(b"/") + b"/")):
+            kept.append(directory)
+    return kept

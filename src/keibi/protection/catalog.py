@@ -21,8 +21,3 @@ MODULES: tuple[Module, ...] = (
         rule_type=Rule,
     ),
 )
-
-
-def module_named(module: ModuleId) -> Module | None:
-    """Return the built module of that id, or None."""
-    return next((built for built in MODULES if built.module is module), None)

@@ -18,7 +18,6 @@ from keibi.agent.facts import collect_facts, read_machine_id
 from keibi.agent.instance_lock import InstanceLock
 from keibi.agent.log import Level, Log
 from keibi.agent.policy_store import PolicyStore
-from keibi.agent.router import outermost
 from keibi.agent.safe_mode import ALL_WORKERS, SafeMode, StartRecord
 from keibi.agent.status import StatusBoard, status_digest
 from keibi.agent.transport import Backoff
@@ -28,6 +27,7 @@ from keibi.contract.names import ModuleId
 from keibi.contract.policy import EffectivePolicy, ModuleState
 from keibi.contract.status import Capability, Health, ModuleStatus, SpoolStatus
 from keibi.errors import InputError, TryLaterError
+from keibi.protection.base import outermost
 
 # --- configuration
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from keibi.contract.names import Severity
 from keibi.errors import InputError
-from keibi.protection.base import escape_name
+from keibi.protection.base import escape_name, outermost
 from keibi.protection.integrity_monitoring.patterns import Patterns, has_variable, substitute
 from keibi.protection.integrity_monitoring.rules import (
     ATTRIBUTE_GROUPS,
@@ -179,14 +179,9 @@ class CompiledRules:
 
     def watch_roots(self, *, only_real_time: bool = False) -> list[bytes]:
         """Return the bases of all file and directory sets, without those that lie below another."""
-        bases = sorted(
-            {one.base for type_ in FILE_TYPES for one in self.of_type(type_) if one.rule.is_real_time or not only_real_time}
+        return outermost(
+            one.base for type_ in FILE_TYPES for one in self.of_type(type_) if one.rule.is_real_time or not only_real_time
         )
-        roots: list[bytes] = []
-        for base in bases:
-            if not roots or not _is_at_or_below(base, roots[-1]):
-                roots.append(base)
-        return roots
 
     def registry_bases(self) -> set[tuple[str, str]]:
         """Return (hive file, key) of each registry set's base."""

@@ -83,6 +83,11 @@ def test_roots_below_other_roots_are_one():
     assert compiled.watch_roots() == [b"/etc", b"/usr/bin", b"/usr/bin2"]
 
 
+def test_a_root_is_one_with_its_parent_though_a_name_sorts_between_them():
+    compiled = compile_rules([rule(files("/usr/bin"), files("/usr/bin-x"), files("/usr/bin/y"))], SETTINGS)
+    assert sorted(compiled.watch_roots()) == [b"/usr/bin", b"/usr/bin-x"]
+
+
 def test_a_set_without_the_value_of_its_variable_is_left_out_and_told():
     rules = [rule(files("${WEB_ROOT}"), files("/etc"))]
     compiled = compile_rules(rules, SETTINGS)

@@ -19,7 +19,7 @@ from keibi.agent.modules.integrity_monitoring.content_store import ContentStore
 from keibi.agent.modules.integrity_monitoring.contents import Contents, PackageKnowledge
 from keibi.agent.modules.integrity_monitoring.entities import EntityCollectors
 from keibi.agent.modules.integrity_monitoring.examiner import REAL_TIME, Examiner, Policy
-from keibi.agent.modules.integrity_monitoring.real_time import RealTime, outermost
+from keibi.agent.modules.integrity_monitoring.real_time import RealTime
 from keibi.agent.modules.integrity_monitoring.records import recovery_event
 from keibi.agent.modules.integrity_monitoring.scan_plan import ScanProgress
 from keibi.agent.modules.integrity_monitoring.scans import ScanJob, ScanOutcome, Scans, said_of
@@ -45,7 +45,7 @@ from keibi.contract.commands import Command, CommandKind, CommandResult, Command
 from keibi.contract.policy import ModulePolicy, ModuleState
 from keibi.contract.status import ModuleStatus
 from keibi.errors import InputError, KeibiError
-from keibi.protection.base import escape_name
+from keibi.protection.base import escape_name, outermost
 from keibi.protection.integrity_monitoring.engine import FILE_TYPES, CompiledRules, compile_rules
 from keibi.protection.integrity_monitoring.rules import EntityType
 

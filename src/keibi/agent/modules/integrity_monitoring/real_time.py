@@ -68,10 +68,6 @@ class RealTime:
         )
         return max(0.0, oldest + SETTLE_SECONDS - time.monotonic())
 
-    def waiting_count(self) -> int:
-        """Return how many paths wait."""
-        return len(self._pending) + len(self._renames) + len(self._held)
-
     def run_due(self, policy: Policy) -> int:
         """Examine what has rested long enough; return how many events that gave."""
         now = time.monotonic()
@@ -170,15 +166,6 @@ class RealTime:
         actor = observation.actor
         entity = {"user": actor.user, "parent": actor.parent, "pid": actor.pid}
         self._examiner.consider_entity(batch, policy, EntityType.PROCESS, key, None, entity, actor)
-
-
-def outermost(directories: set[bytes]) -> list[bytes]:
-    """Return the directories that lie below no other of them."""
-    kept: list[bytes] = []
-    for directory in sorted(directories, key=lambda one: one.split(b"/")):
-        if not kept or not directory.startswith(kept[-1] + b"/"):
-            kept.append(directory)
-    return kept
 
 
 def _has_entries(directory: bytes) -> bool:
