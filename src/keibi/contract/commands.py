@@ -19,6 +19,18 @@ class CommandKind(StrEnum):
     LIST_BASELINE = "list_baseline"
     COMPARE_BASELINE = "compare_baseline"
     DIAGNOSE = "diagnose"
+    # Anti-malware
+    PAUSE_SCAN = "pause_scan"  # {"scan_id"}; the id of a scan is the id of the command that began it
+    RESUME_SCAN = "resume_scan"
+    CANCEL_SCAN = "cancel_scan"
+    LIST_QUARANTINE = "list_quarantine"  # {"after", "limit"}
+    RESTORE_QUARANTINED = "restore_quarantined"  # {"quarantine_ids"}
+    DELETE_QUARANTINED = "delete_quarantined"  # {"quarantine_ids"}
+    FETCH_QUARANTINED = "fetch_quarantined"  # {"quarantine_id", "password"}: an encrypted archive, sent as an upload
+    # Application control
+    BUILD_INVENTORY = "build_inventory"
+    LIST_SOFTWARE = "list_software"  # {"text", "after", "limit"}
+    SET_MAINTENANCE = "set_maintenance"  # {"minutes"}; 0 ends it
 
 
 class CommandState(StrEnum):

@@ -14,6 +14,11 @@ class EventAction(StrEnum):
     DETECTED = "detected"
     BLOCKED = "blocked"
     RESTORED = "restored"
+    QUARANTINED = "quarantined"
+    DELETED = "deleted"
+    CLEANED = "cleaned"
+    PASSED = "passed"  # found and left in place, as the policy says
+    STOPPED = "stopped"  # the process was ended
 
 
 class Actor(msgspec.Struct, frozen=True, omit_defaults=True):

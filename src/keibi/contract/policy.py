@@ -25,6 +25,18 @@ class AssignedRule(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class ContentReference(msgspec.Struct, frozen=True):
+    """A file too large for a policy, such as a set of patterns: the agent has it before it applies the policy.
+
+    Fetched with GET /agent/v1/content/{sha256}, kept at `{state}/content/{sha256}`.
+    """
+
+    sha256: str
+    size: int
+    kind: str  # the module's own word: "yara_source", "sha256_list", "clamav"
+    name: str
+
+
 class ModulePolicy(msgspec.Struct, frozen=True):
     """What one module shall do. `settings` is the JSON text of the module's settings struct, which rejects unknown fields."""
 
@@ -32,6 +44,7 @@ class ModulePolicy(msgspec.Struct, frozen=True):
     state: ModuleState
     settings: bytes
     rules: list[AssignedRule] = []
+    content: list[ContentReference] = []
 
 
 class EffectivePolicy(msgspec.Struct, frozen=True):
@@ -41,3 +54,4 @@ class EffectivePolicy(msgspec.Struct, frozen=True):
     policy_name: str
     modules: list[ModulePolicy] = []
     heartbeat_seconds: int = 60
+    unlock_secret: bytes = b""  # of this computer; see contract.unlock

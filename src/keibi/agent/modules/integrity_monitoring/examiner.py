@@ -28,9 +28,9 @@ from keibi.agent.modules.integrity_monitoring.baseline import FILE, Baseline, Fi
 from keibi.agent.modules.integrity_monitoring.contents import Contents, PackageKnowledge
 from keibi.agent.modules.integrity_monitoring.drifts import Drifts, State
 from keibi.agent.modules.integrity_monitoring.file_pages import split_path
-from keibi.agent.modules.integrity_monitoring.outbox import Outbox
 from keibi.agent.modules.integrity_monitoring.records import integrity_event, with_drift
 from keibi.agent.modules.integrity_monitoring.watching import Watching
+from keibi.agent.outbox import Outbox
 from keibi.contract.events import Actor, Event
 from keibi.protection.integrity_monitoring.difference import ContentDifference
 from keibi.protection.integrity_monitoring.engine import PREFIX_INTACT, CompiledRules, CompiledSet, Verdict, judge

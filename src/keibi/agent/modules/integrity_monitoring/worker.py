@@ -14,8 +14,7 @@ import socket
 import sys
 import threading
 
-import msgspec
-
+from keibi.agent.core_socket import CoreSocket
 from keibi.agent.linux import sandbox
 from keibi.agent.linux.accounts import AccountNames
 from keibi.agent.modules.integrity_monitoring.baseline import Baseline
@@ -23,8 +22,7 @@ from keibi.agent.modules.integrity_monitoring.contents import PackageKnowledge
 from keibi.agent.modules.integrity_monitoring.director import Director
 from keibi.agent.modules.integrity_monitoring.entities import EntityCollectors
 from keibi.agent.modules.integrity_monitoring.examiner import Examiner
-from keibi.agent.ports import FromWorker, Hello, Stop, ToWorker
-from keibi.contract.codec import frame, frame_length
+from keibi.agent.ports import Hello, Stop, ToWorker
 from keibi.contract.status import Capability
 from keibi.errors import RefusedError
 
@@ -32,45 +30,6 @@ USER = "keibi-agent"
 CAPABILITIES = ("CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE")
 INBOX_FRAMES = 200
 """Frames that may wait; then the core waits, and tells what was missed meanwhile."""
-
-_to_worker = msgspec.msgpack.Decoder(ToWorker)
-
-
-class CoreSocket:
-    """The socket to the core. Any thread may send; one reads."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._lock = threading.Lock()
-
-    def send(self, message: FromWorker) -> None:
-        """Send one frame; a core that is gone ends the worker, since its parent is."""
-        data = frame(message)
-        with self._lock:
-            try:
-                self._connection.sendall(data)
-            except OSError:
-                os._exit(0)
-
-    def receive(self) -> ToWorker | None:
-        """Return the next frame, or None when the core has closed the socket."""
-        header = self._exactly(4)
-        if header is None:
-            return None
-        payload = self._exactly(frame_length(header))
-        return None if payload is None else _to_worker.decode(payload)
-
-    def _exactly(self, count: int) -> bytes | None:
-        data = bytearray()
-        while len(data) < count:
-            try:
-                part = self._connection.recv(count - len(data))
-            except OSError:
-                return None
-            if not part:
-                return None
-            data += part
-        return bytes(data)
 
 
 def give_up_power(state_directory: str) -> list[Capability]:

@@ -1,4 +1,4 @@
-"""Events on their way to the core: written in the transaction that changes the baseline, kept until the core has them on disk."""
+"""Events on their way to the core, written in the transaction that changes a worker's state, kept until the core has them."""
 
 import sqlite3
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ _SCHEMA = "CREATE TABLE IF NOT EXISTS outbox (sequence INTEGER PRIMARY KEY AUTOI
 
 
 class Outbox:
-    """The queue of events in the baseline's database. One thread uses it at a time."""
+    """The queue of events in a worker's own database. One thread uses it at a time."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection

@@ -1,0 +1,287 @@
+"""What a gate and its judges say to each other, in the standard library's means, since the gate has no other.
+
+A judge listens at `{directory}/{module}.sock` before it gives up root; gates connect, and only root may. Each packet of the
+SOCK_SEQPACKET socket is one JSON object with a `type`, and carries at most one file descriptor. The gate never waits for a judge:
+it puts the kernel's question aside, answers others, and falls back to the terms when the deadline has passed.
+"""
+
+import array
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+MAX_PACKET_BYTES: Final = 64 * 1024
+EXEC: Final = "exec"
+OPEN: Final = "open"
+WRITTEN: Final = "written"  # a writer has closed; never waits
+OFF: Final = "off"
+WATCH: Final = "watch"  # notification events only: nothing is held up
+PREVENT: Final = "prevent"  # permission events: the kernel holds exec and open until the verdict
+ALLOW: Final = "allow"
+DENY: Final = "deny"
+ALL_FILES: Final = "all"
+SOFTWARE: Final = "software"  # ELF, "#!", an execute bit, or one of the suffixes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What a judge wants of every gate. A new one replaces the former; another generation makes gates forget its verdicts."""
+
+    module: str
+    generation: int = 0
+    mode: str = OFF  # OFF, WATCH or PREVENT
+    events: tuple[str, ...] = ()  # of EXEC, OPEN, WRITTEN
+    files: str = ALL_FILES  # about which files OPEN and WRITTEN ask: ALL_FILES or SOFTWARE; EXEC asks always
+    suffixes: tuple[str, ...] = ()  # ".py": further names that count as SOFTWARE
+    deadline_milliseconds: int = 3000
+    on_timeout: str = ALLOW  # ALLOW or DENY
+    places: tuple[str, ...] = ()  # mount points; empty: every local file system
+    includes_network: bool = False
+    excluded: tuple[str, ...] = ()  # directories (absolute, no trailing slash) about whose files this judge is not asked
+
+
+@dataclass(frozen=True)
+class FileKey:
+    """A file as it is now. Equal keys mean an unchanged file, but for stores through a shared memory mapping."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "FileKey":
+        """Return the key of what was looked at."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a gate asks. The receiver owns the descriptor that came with it (read-only, raises no events) and closes it."""
+
+    id: int  # unique for one connection; 0 when no verdict is awaited
+    event: str  # EXEC, OPEN or WRITTEN
+    is_held: bool  # the kernel holds a process until the verdict
+    is_proof: bool  # from a private gate: judge as if the policy prevented
+    pid: int  # who opens, executes or wrote
+    path: bytes
+    key: FileKey
+    at: float  # when the gate read the event, UTC seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateState:
+    """How a gate is; sent when it connects and whenever it changes."""
+
+    is_proof: bool = False
+    pid: int = 0
+    is_enforcing: bool = False  # permission events are taken, the self-test passed and the canary is answered
+    reason: str = ""  # why it does not enforce although some terms say PREVENT
+    mounts: tuple[tuple[str, str, str, str], ...] = ()  # mount point, type, "permission" | "notification" | "none", reason
+    metrics: tuple[tuple[str, float], ...] = ()  # "questions_count", "overdue_count", "overflows_count", "cached_count", …
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a gate tells without a question: `what` is "overdue" (answered by the terms), "repeated" (denied from memory) or
+    "overflow" (the kernel's queue was full: look at everything again)."""
+
+    what: str
+    count: int = 1
+    question_id: int = 0
+    was_allowed: bool = True
+    pid: int = 0
+    path: bytes = b""
+    key: FileKey | None = None
+
+
+def send(connection: socket.socket, message: dict[str, Any], descriptor: int | None = None, *, flags: int = 0) -> None:
+    """Send one message.
+
+    Raises:
+        OSError: the other side is gone; BlockingIOError with MSG_DONTWAIT when it does not keep up.
+    """
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))] if descriptor is not None else []
+    connection.sendmsg([json.dumps(message, separators=(",", ":")).encode()], rights, flags)
+
+
+def receive(connection: socket.socket) -> tuple[dict[str, Any], int | None] | None:
+    """Return the next message with the descriptor that came with it, which the caller closes; None when the other side is gone.
+
+    Raises:
+        ValueError: not a message; what came with it is closed.
+    """
+    data, rights, flags, _ = connection.recvmsg(MAX_PACKET_BYTES, socket.CMSG_SPACE(4 * 4), socket.MSG_CMSG_CLOEXEC)
+    descriptors = array.array("i")
+    for level, kind, payload in rights:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+    try:
+        if not data:
+            _close(descriptors)
+            return None
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) > 1:
+            raise ValueError(f"a packet of more than {MAX_PACKET_BYTES} bytes or with {len(descriptors)} descriptors")
+        message = json.loads(data)
+        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+            raise ValueError(f"a packet without a type: {data[:80]!r}")
+    except ValueError:
+        _close(descriptors)
+        raise
+    return message, descriptors[0] if descriptors else None
+
+
+def _close(descriptors: "array.array[int]") -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def path_text(path: bytes) -> str:
+    """Return a path as JSON can carry it; `path_bytes` gives the same bytes back."""
+    return path.decode("utf-8", "surrogateescape")
+
+
+def path_bytes(text: str) -> bytes:
+    """Return the bytes of a path that `path_text` wrote."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def key_list(key: FileKey) -> list[int]:
+    """Return a key as JSON carries it."""
+    return [key.device, key.inode, key.size, key.modified_ns, key.changed_ns]
+
+
+def terms_message(terms: Terms) -> dict[str, Any]:
+    """Return terms as a judge sends them."""
+    return {"type": "terms", **asdict(terms)}
+
+
+def terms_of(message: dict[str, Any]) -> Terms:
+    """Return the terms in a message.
+
+    Raises:
+        ValueError: they are not well formed.
+    """
+    try:
+        values = {name: value for name, value in message.items() if name != "type"}
+        for name in ("events", "suffixes", "places", "excluded"):
+            values[name] = tuple(values.get(name, ()))
+        terms = Terms(**values)
+    except TypeError as error:
+        raise ValueError(f"terms that this gate does not know: {error}") from error
+    if (
+        terms.mode not in (OFF, WATCH, PREVENT)
+        or terms.on_timeout not in (ALLOW, DENY)
+        or terms.files not in (ALL_FILES, SOFTWARE)
+    ):
+        raise ValueError(f"terms with an unknown word: {terms}")
+    return terms
+
+
+def verdict_message(question_id: int, *, is_allowed: bool, remember: bool) -> dict[str, Any]:
+    """Return a judge's answer. `remember`: it holds for the file as long as its key is the same."""
+    return {"type": "verdict", "id": question_id, "allow": is_allowed, "remember": remember}
+
+
+def forget_message(files: list[tuple[int, int]] | None = None) -> dict[str, Any]:
+    """Return the wish to forget this judge's verdicts on (device, inode) pairs, or all of them."""
+    return {"type": "forget", "files": files}
+
+
+def own_message(pids: list[int]) -> dict[str, Any]:
+    """Return the agent's own processes behind this judge, about which no gate asks anybody."""
+    return {"type": "own", "pids": pids}
+
+
+def question_message(question: Question) -> dict[str, Any]:
+    """Return a question as a gate sends it; its descriptor goes beside."""
+    return {
+        "type": "question",
+        "id": question.id,
+        "event": question.event,
+        "held": question.is_held,
+        "proof": question.is_proof,
+        "pid": question.pid,
+        "path": path_text(question.path),
+        "key": key_list(question.key),
+        "at": question.at,
+    }
+
+
+def question_of(message: dict[str, Any]) -> Question:
+    """Return the question in a message.
+
+    Raises:
+        ValueError: it is not well formed.
+    """
+    try:
+        return Question(
+            id=int(message["id"]),
+            event=str(message["event"]),
+            is_held=bool(message["held"]),
+            is_proof=bool(message["proof"]),
+            pid=int(message["pid"]),
+            path=path_bytes(message["path"]),
+            key=FileKey(*message["key"]),
+            at=float(message["at"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a question: {error}") from error
+
+
+def told_message(told: Told) -> dict[str, Any]:
+    """Return what a gate tells."""
+    return {
+        "type": "told",
+        "what": told.what,
+        "count": told.count,
+        "id": told.question_id,
+        "allowed": told.was_allowed,
+        "pid": told.pid,
+        "path": path_text(told.path),
+        "key": key_list(told.key) if told.key is not None else None,
+    }
+
+
+def told_of(message: dict[str, Any]) -> Told:
+    """Return what a gate told.
+
+    Raises:
+        ValueError: it is not well formed.
+    """
+    try:
+        key = FileKey(*message["key"]) if message["key"] is not None else None
+        return Told(
+            str(message["what"]),
+            int(message["count"]),
+            int(message["id"]),
+            bool(message["allowed"]),
+            int(message["pid"]),
+            path_bytes(message["path"]),
+            key,
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"nothing that a gate tells: {error}") from error
+
+
+def state_message(state: GateState) -> dict[str, Any]:
+    """Return a gate's state as it sends it."""
+    return {"type": "state", **asdict(state)}
+
+
+def state_of(message: dict[str, Any]) -> GateState:
+    """Return the state in a message.
+
+    Raises:
+        ValueError: it is not well formed.
+    """
+    try:
+        values = {name: value for name, value in message.items() if name != "type"}
+        values["mounts"] = tuple((str(a), str(b), str(c), str(d)) for a, b, c, d in values.get("mounts", ()))
+        values["metrics"] = tuple((str(name), float(value)) for name, value in values.get("metrics", ()))
+        return GateState(**values)
+    except TypeError as error:
+        raise ValueError(f"not a gate's state: {error}") from error
