@@ -8,9 +8,9 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
-from typing import Any
 
 from keibi.agent.linux.bpf.build import OBJECT
+from keibi.agent.linux.libbpf import SAMPLE, load_libbpf
 from keibi.errors import TryLaterError
 
 NO_LOGIN = 0xFFFFFFFF
@@ -23,7 +23,6 @@ _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of linux/proc_ns.h
 _ALWAYS = (b"note_exec", b"note_fork")
 _PROCESSES = (b"tell_exec", b"tell_exit")
 _PORTS = (b"tell_port",)
-_SAMPLE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,12 @@ class ExecMap:
             raise TryLaterError(
                 "bpf_absent", "the kernel part was not built", where=path, hint="make up builds it when clang is there"
             )
-        self._libbpf = _load_libbpf()
+        self._libbpf = load_libbpf()
         self._links: dict[bytes, int] = {}
         self._ring: int | None = None
         self._told: list[ProcessHappening | PortHappening] = []
         self._net_namespace = os.stat("/proc/self/ns/net").st_ino
-        self._on_sample = _SAMPLE(self._take_sample)
+        self._on_sample = SAMPLE(self._take_sample)
         self._object = self._open(path)
         try:
             for name in _ALWAYS:
@@ -206,30 +205,3 @@ def _check_namespace() -> None:
         raise TryLaterError(
             "bpf_other_namespace", "the agent runs in a pid namespace of its own, where the kernel's process ids mean nothing"
         )
-
-
-def _load_libbpf() -> Any:
-    try:
-        libbpf = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    except OSError as error:
-        raise TryLaterError("libbpf_absent", f"libbpf cannot be used: {error}", hint="apt-get install libbpf1") from error
-    pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
-    for name, result, arguments in (
-        ("bpf_object__open", pointer, [text]),
-        ("bpf_object__load", number, [pointer]),
-        ("bpf_object__close", None, [pointer]),
-        ("bpf_object__find_program_by_name", pointer, [pointer, text]),
-        ("bpf_object__find_map_fd_by_name", number, [pointer, text]),
-        ("bpf_program__attach", pointer, [pointer]),
-        ("bpf_link__destroy", number, [pointer]),
-        ("bpf_map_lookup_elem", number, [number, pointer, pointer]),
-        ("ring_buffer__new", pointer, [number, _SAMPLE, pointer, pointer]),
-        ("ring_buffer__epoll_fd", number, [pointer]),
-        ("ring_buffer__consume", number, [pointer]),
-        ("ring_buffer__free", None, [pointer]),
-        ("libbpf_set_print", pointer, [pointer]),
-    ):
-        function = getattr(libbpf, name)
-        function.restype, function.argtypes = result, arguments
-    libbpf.libbpf_set_print(None)  # its lines would go to standard error without our escaping
-    return libbpf

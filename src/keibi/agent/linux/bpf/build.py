@@ -1,6 +1,6 @@
-"""Builds the sensor's kernel programs: `python -m keibi.agent.linux.bpf.build`. Needs clang and libbpf's headers.
+"""Builds the agent's kernel programs: `python -m keibi.agent.linux.bpf.build`. Needs clang and libbpf's headers.
 
-The object fits every kernel from 5.8 on that has type information (/sys/kernel/btf/vmlinux), not only this one.
+The objects fit every kernel from 5.8 on that has type information (/sys/kernel/btf/vmlinux), not only this one.
 """
 
 import argparse
@@ -13,18 +13,20 @@ from collections.abc import Sequence
 
 from keibi.errors import InputError, KeibiError, TryLaterError
 
-SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sensor.bpf.c")
-OBJECT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sensor.bpf.o")
+_DIRECTORY = os.path.dirname(os.path.abspath(__file__))
+OBJECT = os.path.join(_DIRECTORY, "sensor.bpf.o")
+GUARD_OBJECT = os.path.join(_DIRECTORY, "guard.bpf.o")
 _ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
 
 
-def build(output: str = OBJECT) -> str:
-    """Write the object and return its path. It appears whole or not at all.
+def build(output: str) -> str:
+    """Write the object, from the source of that name in this directory, and return its path. It appears whole or not at all.
 
     Raises:
         InputError: clang is not installed, or this is no architecture that Keibi knows.
         TryLaterError: clang refused, or the directory cannot be written.
     """
+    source = os.path.join(_DIRECTORY, os.path.basename(output).removesuffix(".o") + ".c")
     clang = shutil.which("clang")
     if clang is None:
         raise InputError("clang_absent", "clang is not installed", hint="apt-get install clang libbpf-dev")
@@ -33,13 +35,13 @@ def build(output: str = OBJECT) -> str:
         raise InputError("architecture_unknown", f"no kernel part for {platform.machine()!r}")
     unfinished = f"{output}.{os.getpid()}"
     command = [clang, "-O2", "-g", "-Wall", "-Werror", "-Wno-missing-declarations", "-target", "bpf"]
-    command += [f"-D__TARGET_ARCH_{architecture}", "-c", SOURCE, "-o", unfinished]
+    command += [f"-D__TARGET_ARCH_{architecture}", "-c", source, "-o", unfinished]
     try:
         finished = subprocess.run(command, capture_output=True, timeout=120, check=False)
         if finished.returncode:
             complaint = finished.stderr.decode("utf-8", "replace").strip()
             raise TryLaterError(
-                "bpf_not_built", f"clang ended with {finished.returncode}: {complaint}", where=SOURCE, hint="is libbpf-dev there?"
+                "bpf_not_built", f"clang ended with {finished.returncode}: {complaint}", where=source, hint="is libbpf-dev there?"
             )
         if strip := shutil.which("llvm-strip"):
             # Leaves the type information that the loader needs, and takes the debugger's away.
@@ -54,12 +56,13 @@ def build(output: str = OBJECT) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build, and return 0 when the object is there."""
-    parser = argparse.ArgumentParser(description="Build the sensor's kernel programs.")
-    parser.add_argument("--output", default=OBJECT)
+    """Build, and return 0 when the objects are there."""
+    parser = argparse.ArgumentParser(description="Build the agent's kernel programs.")
+    parser.add_argument("--directory", default=_DIRECTORY, help="where to write the objects")
     options = parser.parse_args(arguments)
     try:
-        sys.stdout.write(build(options.output) + "\n")
+        for path in (OBJECT, GUARD_OBJECT):
+            sys.stdout.write(build(os.path.join(options.directory, os.path.basename(path))) + "\n")
     except KeibiError as error:
         sys.stderr.write(f"{error}\n")
         return 1
