@@ -8,6 +8,8 @@ import msgspec
 
 from keibi.contract.names import ModuleId
 from keibi.manager.rules.model import body_of
+from keibi.protection.application_control.engine import compile_rules as compile_application_rules
+from keibi.protection.application_control.settings import ApplicationControlSettings
 from keibi.protection.integrity_monitoring.engine import compile_rules
 from keibi.protection.integrity_monitoring.settings import IntegrityMonitoringSettings
 
@@ -19,7 +21,19 @@ MAX_REMEMBERED = 20_000
 
 def module_checks() -> Mapping[ModuleId, ModuleCheck]:
     """Return the check of each built module."""
-    return {ModuleId.INTEGRITY_MONITORING: IntegrityMonitoringCheck()}
+    return {
+        ModuleId.INTEGRITY_MONITORING: IntegrityMonitoringCheck(),
+        ModuleId.APPLICATION_CONTROL: check_application_control,
+    }
+
+
+def check_application_control(settings: ApplicationControlSettings, rules: Sequence[Any]) -> None:
+    """Do nothing when settings and rulesets compile.
+
+    Raises:
+        InputError: they do not; the engine says where.
+    """
+    compile_application_rules(rules, settings)
 
 
 class IntegrityMonitoringCheck:
