@@ -100,9 +100,9 @@ def overridden(found: CatalogRule, resolved: ResolvedRule) -> Any:
     changes: dict[str, Any] = {}
     if resolved.severity.value is not None:
         changes["severity"] = resolved.severity.value
-    if resolved.is_real_time.value is not None:
+    if resolved.is_real_time.value is not None and hasattr(rule, "is_real_time"):
         changes["is_real_time"] = resolved.is_real_time.value
-    if resolved.added_excludes.value:
+    if resolved.added_excludes.value and hasattr(rule, "entities"):
         changes["entities"] = _with_excludes(rule, resolved.added_excludes.value)
     return msgspec.structs.replace(rule, **changes) if changes else rule
 

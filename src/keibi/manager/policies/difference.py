@@ -79,7 +79,7 @@ def _of_rule(
     for field, default, words_en, words_ja in (
         ("is_assigned", False, "", ""),
         ("severity", rule.rule.severity if rule else None, "severity", "重要度"),
-        ("is_real_time", rule.rule.is_real_time if rule else None, "real-time", "リアルタイム"),
+        ("is_real_time", getattr(rule.rule, "is_real_time", None) if rule else None, "real-time", "リアルタイム"),
         ("added_excludes", [], "added excludes", "除外の追加"),
     ):
         silent = Valued[Any](None, None, "", False, None)

@@ -64,7 +64,7 @@ def _module_of(part: ResolvedModule, module: Module, catalog: Mapping[str, Catal
 
 def _rule_of(rule_id: str, resolved: ResolvedRule, found: CatalogRule | None, module: Module, os_name: str) -> EffectiveRule:
     severity = found.rule.severity if found else Severity.LOW
-    is_real_time = bool(found.rule.is_real_time) if found else False
+    is_real_time = bool(getattr(found.rule, "is_real_time", False)) if found else False
     return EffectiveRule(
         rule_id=rule_id,
         version=found.rule.version if found else 0,
