@@ -32,6 +32,7 @@ class Actor(msgspec.Struct, frozen=True, omit_defaults=True):
     login_user: str = ""  # who signed in, before sudo or su
     container: str = ""
     source: str = ""  # how it is known: "bpf", "proc", "fanotify"; "" = not known
+    parent_pid: int = 0  # while the event is on the agent; not kept by the manager
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -55,6 +55,7 @@ class Who:
             login_user="" if process.login_uid == NO_LOGIN else self._names.user(process.login_uid),
             container=container,
             source="bpf",
+            parent_pid=process.parent,
         )
         if is_fixed:
             if len(self._known) >= MAX_KNOWN:
@@ -82,6 +83,7 @@ class Who:
             login_user=self._names.user(int(login)) if login.isdigit() and int(login) != NO_LOGIN else "",
             container=container_in(_read(pid, "cgroup")),
             source="proc",
+            parent_pid=parent,
         )
 
     def _path_of(self, pid: int) -> bytes:
