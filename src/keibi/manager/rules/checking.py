@@ -1,13 +1,14 @@
 """From a rule's YAML to its struct, by the module that will run it; with the line of everything that is wrong."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from keibi.contract.names import ModuleId
 from keibi.errors import InputError
+from keibi.manager.rules.application_rules import read_application_rule, try_application_rule
 from keibi.manager.rules.model import Problem, Trial, Words
 from keibi.manager.rules.yaml_text import YamlProblem, parse_path, read_yaml, write_path
 from keibi.protection.integrity_monitoring.engine import CompiledRules, compile_rules, judge
@@ -17,11 +18,27 @@ from keibi.protection.integrity_monitoring.rules import Change, Rule, Sample
 from keibi.protection.integrity_monitoring.settings import IntegrityMonitoringSettings
 
 
+class FoundProblem(Protocol):
+    """What the modules say of a problem: its place ("entities[0].base"), what it is, and what to do."""
+
+    @property
+    def path(self) -> str:
+        """Where it is, "" for the whole."""
+
+    @property
+    def message(self) -> str:
+        """What it is."""
+
+    @property
+    def hint(self) -> str:
+        """What to do."""
+
+
 @dataclass(frozen=True)
 class _RuleKind:
     """How one module reads and tries its rules."""
 
-    read: Callable[[object, bool], tuple[Any | None, list[RuleProblem]]]
+    read: Callable[[object, bool], tuple[Any | None, Sequence[FoundProblem]]]
     try_change: Callable[[Any, Mapping[str, Any], Mapping[str, str]], Trial]
 
 
@@ -41,7 +58,7 @@ def check_text(
         return None, [problem_of(problem)]
     value = document.value
     if not isinstance(value, dict):
-        return None, [Problem("a rule is a mapping of names to values", hint="begin with `id: im-…`")]
+        return None, [Problem("a rule is a mapping of names to values", hint="begin with `id: …`")]
     if default_version is not None:
         value = {"version": default_version, **value}
     rule, found = kind.read(value, needs_samples)
@@ -127,4 +144,5 @@ def _below(key: str, base: bytes) -> bytes | None:
 # One line for each module that is built.
 _KINDS: Mapping[ModuleId, _RuleKind] = {
     ModuleId.INTEGRITY_MONITORING: _RuleKind(_read_integrity_rule, _try_integrity_rule),
+    ModuleId.APPLICATION_CONTROL: _RuleKind(read_application_rule, try_application_rule),
 }
