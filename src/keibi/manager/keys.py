@@ -5,7 +5,9 @@ import os
 import secrets
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from keibi.errors import InputError, RefusedError, TryLaterError
 
@@ -38,6 +40,21 @@ def load_or_make_key(path: str) -> bytes:
             "key_malformed", f"a key has {KEY_BYTES} bytes, this file has another length", where=path, hint="restore a backup"
         )
     return key
+
+
+class UnlockSecrets:
+    """The secret that each computer shares with the manager, for codes that work without a network (`contract.unlock`).
+
+    Derived from one key (HKDF, RFC 5869), so that nothing of it is stored: whoever has the key file has every computer's.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def of(self, computer_id: str) -> bytes:
+        """Return the secret of a computer, the same each time."""
+        info = b"keibi unlock v1\0" + computer_id.encode()
+        return HKDFExpand(hashes.SHA256(), KEY_BYTES, info).derive(self._key)
 
 
 class SecretBox:

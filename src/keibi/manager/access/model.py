@@ -24,6 +24,8 @@ class Permission(StrEnum):
     COMMANDS_RUN = "commands.run"
     RESTORE_RUN = "restore.run"
     DRIFT_DECIDE = "drift.decide"
+    SOFTWARE_DECIDE = "software.decide"
+    UNLOCK_MAKE = "unlock.make"
     USERS_VIEW = "users.view"
     USERS_MANAGE = "users.manage"
     ROLES_MANAGE = "roles.manage"

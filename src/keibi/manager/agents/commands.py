@@ -37,6 +37,9 @@ PERMISSIONS: Mapping[CommandKind, str] = {
     CommandKind.PREVIEW_RESTORE: "restore.run",
     CommandKind.RESTORE: "restore.run",
     CommandKind.DECIDE_DRIFT: "drift.decide",
+    CommandKind.BUILD_INVENTORY: "software.decide",  # what is there now becomes trusted
+    CommandKind.LIST_SOFTWARE: "commands.run",
+    CommandKind.SET_MAINTENANCE: "software.decide",
 }
 """What somebody needs to send each kind of command."""
 

@@ -160,6 +160,8 @@ LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "commands.run": N_("Run scans and diagnoses"),
             "restore.run": N_("Restore files"),
             "drift.decide": N_("Approve and reject drifts"),
+            "software.decide": N_("Allow and block software"),
+            "unlock.make": N_("Make unlock codes"),
             "users.view": N_("See users"),
             "users.manage": N_("Manage users"),
             "roles.manage": N_("Manage roles"),

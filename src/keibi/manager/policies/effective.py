@@ -18,6 +18,7 @@ from keibi.contract.names import new_id
 from keibi.contract.policy import EffectivePolicy
 from keibi.errors import InputError
 from keibi.manager.computers.tables import ComputerRecord, ReportRecord
+from keibi.manager.keys import UnlockSecrets
 from keibi.manager.policies import forest as forests
 from keibi.manager.policies.compiler import Compiled, compile_policy
 from keibi.manager.policies.resolution import resolve
@@ -42,9 +43,10 @@ class _Key:
 class EffectivePolicies:
     """Answers heartbeats. Thread-safe."""
 
-    def __init__(self, rules: RuleService, modules: Sequence[Module]) -> None:
+    def __init__(self, rules: RuleService, modules: Sequence[Module], unlock_secrets: UnlockSecrets | None = None) -> None:
         self._rules = rules
         self._modules = tuple(modules)
+        self._unlock_secrets = unlock_secrets
         self._kept: OrderedDict[_Key, Compiled] = OrderedDict()
         self._lock = threading.Lock()
         self.compilations = 0
@@ -92,6 +94,8 @@ class EffectivePolicies:
             policy_name=compiled.policy_name,
             modules=compiled.modules,
             heartbeat_seconds=compiled.heartbeat_seconds,
+            # Never part of the digest: it stays the same for as long as the computer exists.
+            unlock_secret=self._unlock_secrets.of(computer_id) if self._unlock_secrets else b"",
         )
 
     def _compiled(self, session: Session, key: _Key, computer_name: str) -> Compiled:

@@ -13,6 +13,7 @@ from keibi.manager.access.model import Principal
 from keibi.manager.audit.service import AuditService
 from keibi.manager.computers.tables import ComputerRecord
 from keibi.manager.database import Database
+from keibi.manager.keys import UnlockSecrets
 from keibi.manager.policies import forest as forests
 from keibi.manager.policies.as_code import PolicyCode
 from keibi.manager.policies.assignment import ComputerPolicies
@@ -44,13 +45,20 @@ from keibi.protection.catalog import MODULES
 class PolicyService:
     """Policies of all tenants. `computers` is the last level (assignment and a computer's own overrides); `code` is YAML."""
 
-    def __init__(self, database: Database, audit: AuditService, rules: RuleService, modules: Sequence[Module] = MODULES) -> None:
+    def __init__(
+        self,
+        database: Database,
+        audit: AuditService,
+        rules: RuleService,
+        modules: Sequence[Module] = MODULES,
+        unlock_secrets: UnlockSecrets | None = None,
+    ) -> None:
         self._database = database
         self._rules = rules
         self._modules = tuple(modules)
         self._writer = PolicyWriter(audit)
         self._proposals = Proposals(modules, module_checks())
-        self._effective = EffectivePolicies(rules, modules)
+        self._effective = EffectivePolicies(rules, modules, unlock_secrets)
         self.computers = ComputerPolicies(database, audit, rules, self._proposals, modules)
         self.code = PolicyCode(database, audit, rules, self._proposals)
         rules.set_users(PolicyRuleUsers(audit, rules, self._proposals))
