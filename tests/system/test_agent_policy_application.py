@@ -3,6 +3,7 @@
 import asyncio
 import sys
 
+from keibi.agent.content_fetch import ContentFetch, ContentStore
 from keibi.agent.lane import Lane
 from keibi.agent.log import Log
 from keibi.agent.policy_application import PolicyApplication
@@ -35,6 +36,7 @@ async def apply_policies(tmp_path, policies, *, starts_worker=True):
         Log(),
         leave_safe_mode=leave,
         emit=emit,
+        content=ContentFetch(ContentStore(str(tmp_path)), files, Log()),
         on_change=lambda: None,
         workers_up_seconds=0.3,
         applied_seconds=0.5,

@@ -16,6 +16,7 @@ from keibi.agent.command_log import CommandLog
 from keibi.agent.commands import CommandRunner, CoreTask
 from keibi.agent.config import AgentConfig
 from keibi.agent.contact import Contact
+from keibi.agent.content_fetch import ContentFetch, ContentStore
 from keibi.agent.control import ControlAction, ControlServer
 from keibi.agent.event_sender import EventSender
 from keibi.agent.facts import read_machine_id
@@ -75,6 +76,7 @@ class Core:
         self._safe_mode = SafeMode(directory)
         self._files, self._spool_lane, self._command_lane = Lane("files"), Lane("spool"), Lane("commands")
         self._doctor_lane = Lane("doctor")
+        self._content_lane = Lane("content files")
         self._later: set[asyncio.Future[None]] = set()
         self._manager: ManagerLink | None = None
 
@@ -88,6 +90,7 @@ class Core:
         self._contact = Contact(log, lambda: self._note(Failure.MANAGER_AWAY))
         self._router = Router(self._intake, self._board, log, lambda: self._note(Failure.WORKER_NOT_READING))
         self._supervisor = Supervisor(workers, self._router, self._safe_mode, self._files, log)
+        content = ContentFetch(ContentStore(directory), self._content_lane, log)
         self._application = PolicyApplication(
             modules,
             store,
@@ -96,6 +99,7 @@ class Core:
             log,
             leave_safe_mode=self._supervisor.leave_safe_mode,
             emit=self._intake.put,
+            content=content,
             on_change=self._heartbeat_soon,
         )
         tasks: dict[CommandKind, CoreTask] = {CommandKind.DIAGNOSE: self._diagnose}
@@ -117,6 +121,7 @@ class Core:
             endpoint_for=lambda identity: doctor.endpoint_for(config, identity),
             make_heartbeat=self._make_heartbeat,
             make_sender=lambda session, lane: EventSender(session, lane, self._intake, self._contact, log, serves),
+            content=content,
             files=self._files,
             contact=self._contact,
             log=log,
@@ -166,7 +171,7 @@ class Core:
         await self._spool_lane.run(self._spool.close)
         await self._command_lane.run(self._command_log.close)
         await self._files.run(self._starts.end)
-        for lane in (self._files, self._spool_lane, self._command_lane, self._doctor_lane):
+        for lane in (self._files, self._spool_lane, self._command_lane, self._doctor_lane, self._content_lane):
             lane.close()
         self._log.info("agent has stopped")
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from keibi.agent.contact import Contact
+from keibi.agent.content_fetch import ContentFetch
 from keibi.agent.event_sender import EventSender
 from keibi.agent.heartbeat import Heartbeat, Waker
 from keibi.agent.identity import Identity
@@ -20,7 +21,7 @@ MakeSender = Callable[[ManagerSession, Lane], EventSender]
 
 
 class ManagerLink:
-    """Three connections, each with its thread: heartbeats, events and the long-poll, which must not wait for each other."""
+    """Four connections, each with its thread: heartbeats, events, the long-poll and content must not wait for each other."""
 
     def __init__(
         self,
@@ -29,6 +30,7 @@ class ManagerLink:
         endpoint_for: Callable[[Identity], Endpoint],
         make_heartbeat: MakeHeartbeat,
         make_sender: MakeSender,
+        content: ContentFetch,
         files: Lane,
         contact: Contact,
         log: Log,
@@ -37,6 +39,7 @@ class ManagerLink:
         self._endpoint_for = endpoint_for
         self._make_heartbeat = make_heartbeat
         self._make_sender = make_sender
+        self._content = content
         self._files = files
         self._contact = contact
         self._log = log
@@ -70,12 +73,13 @@ class ManagerLink:
 
     async def _talk(self, identity: Identity, endpoint: Endpoint, tokens: AccessTokens) -> None:
         """Talk until the identity on disk is another one."""
-        sessions = [ManagerSession(endpoint, tokens) for _ in range(3)]
-        lanes = [Lane(name) for name in ("heartbeat", "events", "wake")]
+        lanes = [Lane(name) for name in ("heartbeat", "events", "wake", "content")]
+        sessions = [ManagerSession(endpoint, tokens) for _ in lanes]
         heartbeat = self._make_heartbeat(sessions[0], lanes[0])
         sender = self._make_sender(sessions[1], lanes[1])
         waker = Waker(sessions[2], lanes[2], heartbeat, self._contact)
         self._heartbeat = heartbeat
+        self._content.connect(sessions[3], lanes[3])
         try:
             async with asyncio.TaskGroup() as tasks:
                 talks = [tasks.create_task(part.run()) for part in (heartbeat, sender, waker)]
@@ -86,6 +90,7 @@ class ManagerLink:
                     talk.cancel()
         finally:
             self._heartbeat = None
+            self._content.connect(None, None)
             for session, lane in zip(sessions, lanes, strict=True):
                 session.abort()
                 lane.close(session.close)

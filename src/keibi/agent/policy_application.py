@@ -1,6 +1,7 @@
 """Puts a policy in force whole or not at all.
 
-Theory of operation. A new generation is on disk first. Every module's worker that is up is sent its part and must answer
+Theory of operation. A new generation is on disk first, then the files that it names are fetched; until they are here the
+former stays in force, and the status says what is missing. Every module's worker that is up is sent its part and must answer
 `Applied`. When all accept, the generation is in force. When one refuses, does not answer, or ends while applying, the
 former generation is sent again to those that had accepted, and the status says why. A worker that is down for reasons of
 its own does not hold the others up: it gets the generation in force when it is up again.
@@ -10,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from keibi.agent.agent_events import agent_event
+from keibi.agent.content_fetch import ContentFetch
 from keibi.agent.lane import Lane
 from keibi.agent.log import Log
 from keibi.agent.policy_store import MAX_ATTEMPTS, PolicyStore
@@ -20,10 +22,13 @@ from keibi.contract.commands import CommandResult
 from keibi.contract.events import Event
 from keibi.contract.names import ModuleId, Severity
 from keibi.contract.policy import EffectivePolicy, ModulePolicy, ModuleState
-from keibi.errors import TryLaterError
+from keibi.errors import KeibiError, TryLaterError
 
 WORKERS_UP_SECONDS = 20.0
 APPLIED_SECONDS = 120.0
+RETRY_SECONDS = 5.0
+REFUSED_RETRY_SECONDS = 30.0
+"""Pause after an answer that will be the same the next time, until somebody acts or another policy comes."""
 _NO_SETTINGS = b"{}"
 
 
@@ -40,6 +45,7 @@ class PolicyApplication:
         *,
         leave_safe_mode: Callable[[], Awaitable[list[str]]],
         emit: Callable[[list[Event]], Awaitable[None]],
+        content: ContentFetch,
         on_change: Callable[[], None],
         workers_up_seconds: float = WORKERS_UP_SECONDS,
         applied_seconds: float = APPLIED_SECONDS,
@@ -51,6 +57,7 @@ class PolicyApplication:
         self._log = log
         self._leave_safe_mode = leave_safe_mode
         self._emit = emit
+        self._content = content
         self._on_change = on_change
         self._workers_up_seconds = workers_up_seconds
         self._applied_seconds = applied_seconds
@@ -88,15 +95,33 @@ class PolicyApplication:
             await self._received.wait()
             self._received.clear()
             policy = self._store.candidate()
-            if policy is None:
-                continue
             try:
-                await self._apply(policy)
-            except TryLaterError as error:
-                self._log.error("policy not applied", error, generation=policy.generation)
-                self._board.policy_is(self._board.policy_generation, str(error), self._board.wanted)
-                await asyncio.sleep(5.0)
-                self._received.set()
+                policy = policy or await self._incomplete()
+                if policy is None:
+                    continue
+                # A newer policy ends the fetching for this one: what both name is fetched on.
+                if await self._content.fetch(policy, lambda: not self._received.is_set()):
+                    await self._apply(policy)
+                    await self._content.forget_others(self._store.in_force, self._store.candidate())
+            except KeibiError as error:
+                generation = policy.generation if policy is not None else self._board.policy_generation
+                self._log.error("policy not applied", error, generation=generation)
+                self._board.policy_is(self._board.policy_generation, f"generation {generation}: {error}", self._board.wanted)
+                self._on_change()
+                await self._pause(error)
+
+    async def _incomplete(self) -> EffectivePolicy | None:
+        """Return the policy in force if a file that it names has gone, as when somebody deleted it: it is applied again."""
+        policy = self._store.in_force
+        return policy if policy is not None and not await self._content.is_complete(policy) else None
+
+    async def _pause(self, error: KeibiError) -> None:
+        seconds = max(RETRY_SECONDS, error.retry_after_seconds) if isinstance(error, TryLaterError) else REFUSED_RETRY_SECONDS
+        try:
+            async with asyncio.timeout(seconds):
+                await self._received.wait()
+        except TimeoutError:
+            self._received.set()
 
     def module_is_up(self, module: ModuleId, link: WorkerLink) -> None:
         """Send a worker that came up the generation in force."""

@@ -5,7 +5,7 @@ import time
 from typing import TypeVar
 
 from keibi.agent.identity import Identity, load_key
-from keibi.agent.transport import ANSWER_TIMEOUT_SECONDS, Connection, Endpoint, answer_of, post
+from keibi.agent.transport import ANSWER_TIMEOUT_SECONDS, Connection, Endpoint, Reply, answer_of, post, refusal_of
 from keibi.contract.codec import encode
 from keibi.contract.enrolment import ChallengeRequest, ChallengeResponse, TokenRequest, TokenResponse, challenge_message
 
@@ -66,6 +66,17 @@ class ManagerSession:
         """
         return self._signed("GET", path, b"", type_, timeout_seconds)
 
+    def get_part(self, path: str, first: int, last: int) -> bytes:
+        """Return the bytes from `first` to `last`, both included, of a file at the manager; fewer where it is shorter.
+
+        Raises:
+            KeibiError: of the family that says who must act.
+        """
+        reply = self._ask("GET", path, b"", ANSWER_TIMEOUT_SECONDS, (first, last))
+        if reply.status != 206:
+            raise refusal_of(reply, self._connection.endpoint)
+        return reply.body
+
     def abort(self) -> None:
         """End a request that waits in another thread, for good."""
         self._connection.abort()
@@ -75,9 +86,16 @@ class ManagerSession:
         self._connection.close()
 
     def _signed(self, method: str, path: str, body: bytes, type_: type[T], timeout_seconds: float) -> T:
+        return answer_of(self._ask(method, path, body, timeout_seconds), type_, self._connection.endpoint)
+
+    def _ask(
+        self, method: str, path: str, body: bytes, timeout_seconds: float, byte_range: tuple[int, int] | None = None
+    ) -> Reply:
+        def exchange(token: str) -> Reply:
+            return self._connection.request(
+                method, path, body=body, access_token=token, timeout_seconds=timeout_seconds, byte_range=byte_range
+            )
+
         token = self._tokens.get(self._connection)
-        reply = self._connection.request(method, path, body=body, access_token=token, timeout_seconds=timeout_seconds)
-        if reply.status == 401:
-            token = self._tokens.get(self._connection, refused=token)
-            reply = self._connection.request(method, path, body=body, access_token=token, timeout_seconds=timeout_seconds)
-        return answer_of(reply, type_, self._connection.endpoint)
+        reply = exchange(token)
+        return exchange(self._tokens.get(self._connection, refused=token)) if reply.status == 401 else reply

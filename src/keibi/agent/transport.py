@@ -132,8 +132,11 @@ class Connection:
         body: bytes = b"",
         access_token: str = "",
         timeout_seconds: float = ANSWER_TIMEOUT_SECONDS,
+        byte_range: tuple[int, int] | None = None,
     ) -> Reply:
         """Send one request and return the answer, whatever its status.
+
+        `byte_range` asks for a part of a file: the first byte and the last, both included.
 
         A kept connection that the manager has closed meanwhile is opened again once: every request may be sent twice.
 
@@ -145,7 +148,7 @@ class Connection:
         is_last_try = self._connection is None
         while True:
             try:
-                return self._exchange(method, path, body, access_token, timeout_seconds)
+                return self._exchange(method, path, body, access_token, timeout_seconds, byte_range)
             except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError, ssl.SSLEOFError) as error:
                 self.close()
                 if is_last_try or self._is_aborted:
@@ -158,7 +161,15 @@ class Connection:
                 self.close()
                 raise
 
-    def _exchange(self, method: str, path: str, body: bytes, access_token: str, timeout_seconds: float) -> Reply:
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        access_token: str,
+        timeout_seconds: float,
+        byte_range: tuple[int, int] | None,
+    ) -> Reply:
         connection = self._connection
         if connection is None:
             connection = http.client.HTTPSConnection(
@@ -175,9 +186,11 @@ class Connection:
             headers["Content-Type"] = CONTENT_TYPE
         if access_token:
             headers["Authorization"] = f"Bearer {access_token}"
+        if byte_range is not None:
+            headers["Range"] = f"bytes={byte_range[0]}-{byte_range[1]}"
         connection.request(method, path, body=body or None, headers=headers)
         response = connection.getresponse()
-        limit = MAX_BODY_BYTES if response.status == 200 else MAX_ERROR_BYTES
+        limit = MAX_BODY_BYTES if response.status in (200, 206) else MAX_ERROR_BYTES
         content = response.read(limit + 1)
         if len(content) > limit:
             raise InputError(
@@ -223,7 +236,7 @@ def answer_of(reply: Reply, type_: type[T], endpoint: Endpoint) -> T:
         KeibiError: of the family that says who must act, with the manager's own words where it gave some.
     """
     if reply.status != 200:
-        raise _refusal(reply, endpoint)
+        raise refusal_of(reply, endpoint)
     if reply.content_type != CONTENT_TYPE:
         raise InputError(
             "manager_answer_invalid",
@@ -242,7 +255,8 @@ def answer_of(reply: Reply, type_: type[T], endpoint: Endpoint) -> T:
         ) from error
 
 
-def _refusal(reply: Reply, endpoint: Endpoint) -> KeibiError:
+def refusal_of(reply: Reply, endpoint: Endpoint) -> KeibiError:
+    """Return what a reply that is not what was asked for means."""
     where = endpoint.name
     told = _ManagerError()
     if reply.content_type == "application/json":
