@@ -24,6 +24,8 @@ class Permission(StrEnum):
     COMMANDS_RUN = "commands.run"
     RESTORE_RUN = "restore.run"
     DRIFT_DECIDE = "drift.decide"
+    QUARANTINE_MANAGE = "quarantine.manage"
+    QUARANTINE_DOWNLOAD = "quarantine.download"
     SOFTWARE_DECIDE = "software.decide"
     UNLOCK_MAKE = "unlock.make"
     USERS_VIEW = "users.view"
@@ -38,6 +40,8 @@ class Permission(StrEnum):
 ALL_PERMISSIONS = frozenset(str(permission) for permission in Permission)
 _OF_TENANTS = frozenset({"tenants.manage"})
 _OF_PEOPLE = frozenset({"users.manage", "roles.manage", "tenants.manage", "api_keys.manage", "settings.edit"})
+_OF_ANALYSTS = frozenset({"quarantine.download"})
+"""Malware leaves quarantine only through people who know what to do with it: not part of daily work."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,12 @@ BUILT_IN_ROLES: dict[str, Role] = {
     for role in (
         Role("provider", "provider", ALL_PERMISSIONS, description="Everything, for all customers, customers included."),
         Role("administrator", "administrator", ALL_PERMISSIONS - _OF_TENANTS, description="Everything of one customer."),
-        Role("operator", "operator", ALL_PERMISSIONS - _OF_PEOPLE, description="Daily work: no users, roles, keys or settings."),
+        Role(
+            "operator",
+            "operator",
+            ALL_PERMISSIONS - _OF_PEOPLE - _OF_ANALYSTS,
+            description="Daily work: no users, roles, keys or settings, and no download of malware.",
+        ),
         Role(
             "auditor",
             "auditor",

@@ -37,11 +37,21 @@ PERMISSIONS: Mapping[CommandKind, str] = {
     CommandKind.PREVIEW_RESTORE: "restore.run",
     CommandKind.RESTORE: "restore.run",
     CommandKind.DECIDE_DRIFT: "drift.decide",
+    CommandKind.PAUSE_SCAN: "commands.run",
+    CommandKind.RESUME_SCAN: "commands.run",
+    CommandKind.CANCEL_SCAN: "commands.run",
+    CommandKind.LIST_QUARANTINE: "commands.run",
+    CommandKind.RESTORE_QUARANTINED: "quarantine.manage",
+    CommandKind.DELETE_QUARANTINED: "quarantine.manage",
+    CommandKind.FETCH_QUARANTINED: "quarantine.download",
     CommandKind.BUILD_INVENTORY: "software.decide",  # what is there now becomes trusted
     CommandKind.LIST_SOFTWARE: "commands.run",
     CommandKind.SET_MAINTENANCE: "software.decide",
 }
 """What somebody needs to send each kind of command."""
+
+SECRET_ARGUMENTS = frozenset({"password"})
+"""Arguments that only the agent gets: neither lists nor the audit trail show them, and they are forgotten at the end."""
 
 
 class CommandService:
@@ -114,7 +124,7 @@ class CommandService:
                 "computer",
                 computer_id,
                 f"Sent {kind.value} to {computer.display_name}.",
-                {"command_id": record.id, "arguments": msgspec.json.decode(encoded)},
+                {"command_id": record.id, "arguments": _shown(encoded)},
                 tenant_id=computer.tenant_id,
             )
             sent = _sent(record, now)
@@ -200,12 +210,19 @@ class CommandService:
             record.result = encoded
             if result.state in FINISHED:
                 record.finished_at = now
+                record.arguments = storable_json(_shown(record.arguments))
         session.flush()
 
     def expire(self) -> None:
-        """Mark commands whose time is over; for a background task."""
+        """Mark commands whose time is over, and forget their secrets; for a background task."""
         now = self._clock()
         with self._database.session(Scope.system("commands")) as session:
+            late = CommandRecord.state.in_(WAITING) & (CommandRecord.expires_at <= now)
+            for record in session.scalars(
+                select(CommandRecord).where(late, CommandRecord.kind == CommandKind.FETCH_QUARANTINED.value)
+            ):
+                record.arguments = storable_json(_shown(record.arguments))
+            session.flush()
             session.execute(
                 update(CommandRecord)
                 .where(CommandRecord.state.in_(WAITING), CommandRecord.expires_at <= now)
@@ -220,6 +237,12 @@ class CommandService:
                 )
                 .execution_options(synchronize_session=False)
             )
+
+
+def _shown(arguments: str) -> dict[str, Any]:
+    """Return stored arguments without the secret ones."""
+    decoded = msgspec.json.decode(arguments, type=dict[str, Any])
+    return {name: "" if name in SECRET_ARGUMENTS else value for name, value in decoded.items()}
 
 
 def _visible(principal: Principal) -> Any:
@@ -243,7 +266,7 @@ def _sent(record: CommandRecord, now: float) -> SentCommand:
         computer_name=record.computer_name,
         kind=CommandKind(record.kind),
         module=ModuleId(record.module) if record.module else None,
-        arguments=msgspec.json.decode(record.arguments, type=dict[str, Any]),
+        arguments=_shown(record.arguments),
         state=state,
         created_at=record.created_at,
         created_by=record.created_by,
