@@ -1,5 +1,6 @@
 """Whether a module's engine takes the settings and rules of a level. One line for each module that is built."""
 
+import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,6 +9,8 @@ import msgspec
 
 from keibi.contract.names import ModuleId
 from keibi.manager.rules.model import body_of
+from keibi.protection.anti_malware.settings import AntiMalwareSettings
+from keibi.protection.anti_malware.yara_rules import compile_one
 from keibi.protection.application_control.engine import compile_rules as compile_application_rules
 from keibi.protection.application_control.settings import ApplicationControlSettings
 from keibi.protection.integrity_monitoring.engine import compile_rules
@@ -24,6 +27,7 @@ def module_checks() -> Mapping[ModuleId, ModuleCheck]:
     return {
         ModuleId.INTEGRITY_MONITORING: IntegrityMonitoringCheck(),
         ModuleId.APPLICATION_CONTROL: check_application_control,
+        ModuleId.ANTI_MALWARE: AntiMalwareCheck(),
     }
 
 
@@ -34,6 +38,31 @@ def check_application_control(settings: ApplicationControlSettings, rules: Seque
         InputError: they do not; the engine says where.
     """
     compile_application_rules(rules, settings)
+
+
+class AntiMalwareCheck:
+    """Compiles each YARA source with the compiler that agents use, once, and then remembers it. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._known: set[bytes] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, settings: AntiMalwareSettings, rules: Sequence[Any]) -> None:
+        """Do nothing when the sources compile; the settings were checked by their types.
+
+        Raises:
+            InputError: one does not; the compiler says where.
+        """
+        del settings
+        for rule in rules:
+            key = hashlib.sha256(rule.yara.encode()).digest()
+            if key in self._known:
+                continue
+            compile_one(rule.yara, rule.id)
+            with self._lock:
+                if len(self._known) >= MAX_REMEMBERED:
+                    self._known.clear()
+                self._known.add(key)
 
 
 class IntegrityMonitoringCheck:

@@ -71,19 +71,19 @@ def check_settings(module: Module, values: Mapping[str, Any], where: str) -> Non
                 where=f"{where}.settings.{name}",
                 hint=properties_of(module)[name].get("description", ""),
             ) from error
-        if name == "scan_schedule" and value:
-            _check_schedule(str(value), f"{where}.settings.{name}")
+        if name.endswith("_schedule") and value:
+            _check_schedule(name, str(value), f"{where}.settings.{name}")
 
 
-def _check_schedule(text: str, where: str) -> None:
+def _check_schedule(name: str, text: str, where: str) -> None:
     try:
         CronSim(text, datetime.now(UTC))
         is_five = len(text.split()) == 5
     except CronSimError as error:
-        raise InputError("setting_invalid", f"scan_schedule cannot be {text!r}: {error}", where=where, hint=_CRON_HINT) from error
+        raise InputError("setting_invalid", f"{name} cannot be {text!r}: {error}", where=where, hint=_CRON_HINT) from error
     if not is_five:
         raise InputError(
-            "setting_invalid", f"scan_schedule cannot be {text!r}: it needs five fields", where=where, hint=_CRON_HINT
+            "setting_invalid", f"{name} cannot be {text!r}: it needs five fields", where=where, hint=_CRON_HINT
         )
 
 
