@@ -92,8 +92,13 @@ class PolicyWriter:
         action: str,
         summary: str,
         detail: Mapping[str, Any] | None = None,
+        *,
+        is_recorded: bool = True,
     ) -> PolicyRecord:
-        """Store a policy, new or changed, as its next version."""
+        """Store a policy, new or changed, as its next version.
+
+        Without `is_recorded` the caller puts it into the audit trail, as a part of something larger.
+        """
         now = time.time()
         record = session.get(PolicyRecord, branch.policy_id)
         if record is None:
@@ -120,9 +125,9 @@ class PolicyWriter:
                 summary=summary,
             )
         )
-        self._audit.record(
-            session, who, action, "policy", record.id, summary, {"version": record.version, **(detail or {})}, tenant_id=tenant_id
-        )
+        if is_recorded:
+            told = {"version": record.version, **(detail or {})}
+            self._audit.record(session, who, action, "policy", record.id, summary, told, tenant_id=tenant_id)
         touch(session, tenant_id)
         return record
 

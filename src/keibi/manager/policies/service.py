@@ -35,6 +35,7 @@ from keibi.manager.policies.proposals import Proposals, computers_of
 from keibi.manager.policies.resolution import resolve
 from keibi.manager.policies.revising import as_of, changed, listed, old_path, own_lines
 from keibi.manager.policies.rule_users import PolicyRuleUsers
+from keibi.manager.policies.rulesets import RulesetPolicies
 from keibi.manager.policies.tables import PolicyRecord, PolicyVersionRecord
 from keibi.manager.policies.templates import provision_templates
 from keibi.manager.rules.service import RuleService
@@ -43,7 +44,10 @@ from keibi.protection.catalog import MODULES
 
 
 class PolicyService:
-    """Policies of all tenants. `computers` is the last level (assignment and a computer's own overrides); `code` is YAML."""
+    """Policies of all tenants. `computers` is the last level (assignment and a computer's own overrides); `code` is YAML.
+
+    `rulesets` is for features that write rules by themselves.
+    """
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class PolicyService:
         self._effective = EffectivePolicies(rules, modules, unlock_secrets)
         self.computers = ComputerPolicies(database, audit, rules, self._proposals, modules)
         self.code = PolicyCode(database, audit, rules, self._proposals)
+        self.rulesets = RulesetPolicies(audit, rules, self._proposals, modules)
         rules.set_users(PolicyRuleUsers(audit, rules, self._proposals))
 
     # What the rest of the manager needs.

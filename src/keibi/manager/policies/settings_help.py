@@ -82,9 +82,7 @@ def _check_schedule(name: str, text: str, where: str) -> None:
     except CronSimError as error:
         raise InputError("setting_invalid", f"{name} cannot be {text!r}: {error}", where=where, hint=_CRON_HINT) from error
     if not is_five:
-        raise InputError(
-            "setting_invalid", f"{name} cannot be {text!r}: it needs five fields", where=where, hint=_CRON_HINT
-        )
+        raise InputError("setting_invalid", f"{name} cannot be {text!r}: it needs five fields", where=where, hint=_CRON_HINT)
 
 
 _CRON_HINT = "minute, hour, day of the month, month, day of the week: `17 3 * * *` is every day at 03:17"
