@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help up down status prove test check format bench lock docs clean
+.PHONY: help up down status prove test test-vm check format bench lock docs clean
 
 help: ## List what can be done
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ prove: $(VENV)/.run ## Trigger each protection module harmlessly and show what a
 
 test: $(VENV)/.dev ## Install what the tests need and run all of them
 	@$(BIN)/python scripts/test.py
+
+test-vm: $(VENV)/.dev ## Test the kernel guard on Debian's stock kernels, in QEMU
+	@scripts/install_packages.sh vm
+	@$(BIN)/pytest -q tests/vm
 
 check: $(VENV)/.dev ## Style, types and architecture only
 	$(BIN)/ruff check .
