@@ -29,6 +29,7 @@ from keibi.manager.application import make_application
 from keibi.manager.composition import Manager, make_manager
 from keibi.manager.config import ManagerConfig
 from keibi.manager.events.daemon import EventDaemon
+from keibi.protection.catalog import MODULES
 
 QUICK = AccessSettings(argon2=Argon2Parameters(memory_kib=64, passes=1))
 
@@ -150,8 +151,14 @@ def facts(hostname: str = "web1", machine_id: str = "m" * 32, **changes) -> Comp
 
 
 def status(generation: int = 1, health: Health = Health.ACTIVE, **changes) -> AgentStatus:
-    module = ModuleStatus(ModuleId.INTEGRITY_MONITORING, health, policy_generation=generation)
+    """Return a status in which every built module is active, and integrity monitoring as `health` says."""
+    first = ModuleStatus(ModuleId.INTEGRITY_MONITORING, health, policy_generation=generation)
+    others = [
+        ModuleStatus(built.module, Health.ACTIVE, policy_generation=generation)
+        for built in MODULES
+        if built.module is not ModuleId.INTEGRITY_MONITORING
+    ]
     made = AgentStatus(
-        agent_version="0.1.0", started_at=1.0, boot_id="b", policy_generation=generation, clock_at=1.0, modules=[module]
+        agent_version="0.1.0", started_at=1.0, boot_id="b", policy_generation=generation, clock_at=1.0, modules=[first, *others]
     )
     return msgspec.structs.replace(made, **changes)

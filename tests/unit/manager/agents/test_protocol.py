@@ -15,6 +15,7 @@ from keibi.contract.heartbeat import HeartbeatRequest, HeartbeatResponse, WakeRe
 from keibi.contract.names import ModuleId, Severity, new_id
 from keibi.contract.status import Health, NotEnforced
 from keibi.manager.computers.model import ComputerState
+from keibi.protection.catalog import MODULES
 from tests.manager_running import SimulatedAgent, administrator, facts, status
 
 
@@ -196,7 +197,7 @@ class TestHeartbeats:
     def test_the_policy_comes_once_and_then_unchanged(self, agent, api):
         first = full_beat(agent)
         assert first.policy is not None
-        assert [module.module for module in first.policy.modules] == [ModuleId.INTEGRITY_MONITORING]
+        assert [module.module for module in first.policy.modules] == [module.module for module in MODULES]
         generation = first.policy.generation
         again = beat(agent, generation)
         assert again.policy is None
@@ -247,7 +248,7 @@ class TestHeartbeats:
             metrics={"drifts_waiting_count": 4.0},
             not_enforced=[NotEnforced("real-time", "the kernel is too old", "no_fanotify")],
         )
-        beat(agent, status=msgspec.structs.replace(sick, modules=[module]), facts=agent.facts)
+        beat(agent, status=msgspec.structs.replace(sick, modules=[module, *sick.modules[1:]]), facts=agent.facts)
         overview = api.get("/api/v1/overview").json()
         assert overview["states"] == {"online": 1, "offline": 0, "never": 0, "disabled": 0}
         assert overview["unprotected_count"] == 1
