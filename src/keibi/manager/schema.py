@@ -15,6 +15,7 @@ TABLE_MODULES = (
     "keibi.manager.rules.tables",
     "keibi.manager.policies.tables",
     "keibi.manager.events.tables",
+    "keibi.manager.software.tables",
 )
 
 

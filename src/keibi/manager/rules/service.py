@@ -154,9 +154,22 @@ class RuleService:
                 raise InputError("rule_exists", f"there is a rule {rule_id!r} already", where="id", hint="choose another id")
             return self._create_in(session, principal, tenant_id, module, text, f"Made the rule {rule_id}.")
 
-    def create_in(self, session: Session, principal: Principal, tenant_id: str, module: ModuleId, text: str) -> RuleDetail:
-        """Make an own rule within the caller's transaction, which has checked the right; for importing policies."""
-        return self._create_in(session, principal, tenant_id, module, text, "Imported a rule.")
+    def create_in(
+        self,
+        session: Session,
+        principal: Principal,
+        tenant_id: str,
+        module: ModuleId,
+        text: str,
+        summary: str = "Imported a rule.",
+        *,
+        is_recorded: bool = True,
+    ) -> RuleDetail:
+        """Make an own rule within the caller's transaction, which has checked the right; for importing policies.
+
+        Without `is_recorded` the caller puts it into the audit trail, as a part of something larger.
+        """
+        return self._create_in(session, principal, tenant_id, module, text, summary, is_recorded=is_recorded)
 
     def update(self, principal: Principal, rule_id: str, text: str, expected_version: int | None = None) -> RuleDetail:
         """Change an own rule; it gets the next version, whatever the text says.
@@ -176,8 +189,10 @@ class RuleService:
                 )
             return self.update_in(session, principal, record, text)
 
-    def update_in(self, session: Session, principal: Principal, record: OwnRuleRecord, text: str) -> RuleDetail:
-        """Change an own rule within the caller's transaction, which has checked the right."""
+    def update_in(
+        self, session: Session, principal: Principal, record: OwnRuleRecord, text: str, *, is_recorded: bool = True
+    ) -> RuleDetail:
+        """Change an own rule within the caller's transaction, which has checked the right; `is_recorded` as in `create_in`."""
         module = ModuleId(record.module)
         rule = checked(module, text)
         if rule.id != record.rule_id:
@@ -194,16 +209,17 @@ class RuleService:
         changed = self._own(record)
         if self._users is not None:
             self._users.rule_changes(session, record.tenant_id, changed, record.rule_id)
-        self._audit.record(
-            session,
-            principal,
-            "rule.change",
-            "rule",
-            record.rule_id,
-            f"Changed the rule {record.rule_id} to version {record.version}.",
-            {"version": record.version},
-            tenant_id=record.tenant_id,
-        )
+        if is_recorded:
+            self._audit.record(
+                session,
+                principal,
+                "rule.change",
+                "rule",
+                record.rule_id,
+                f"Changed the rule {record.rule_id} to version {record.version}.",
+                {"version": record.version},
+                tenant_id=record.tenant_id,
+            )
         uses = self._users.uses_of(session, frozenset({record.tenant_id}), record.rule_id) if self._users else []
         return detail_of(changed, uses)
 
@@ -331,7 +347,15 @@ class RuleService:
         return try_change(module, rule, change, variables or {})
 
     def _create_in(
-        self, session: Session, principal: Principal, tenant_id: str, module: ModuleId, text: str, summary: str
+        self,
+        session: Session,
+        principal: Principal,
+        tenant_id: str,
+        module: ModuleId,
+        text: str,
+        summary: str,
+        *,
+        is_recorded: bool = True,
     ) -> RuleDetail:
         rule_id = checked(module, text).id
         # An id that was used before goes on counting, since events name id and version.
@@ -359,7 +383,9 @@ class RuleService:
         made = self._own(record)
         if self._users is not None:
             self._users.rule_changes(session, tenant_id, made, rule_id)
-        self._audit.record(session, principal, "rule.create", "rule", rule_id, summary, {"version": number}, tenant_id=tenant_id)
+        if is_recorded:
+            told = {"version": number}
+            self._audit.record(session, principal, "rule.create", "rule", rule_id, summary, told, tenant_id=tenant_id)
         return detail_of(made, [])
 
     def _keep_version(self, session: Session, record: OwnRuleRecord, what: str, number: int | None = None) -> None:
