@@ -1,0 +1,263 @@
+"""The inventory: which software there is, what it holds, where it came from and whether it is trusted. One SQLite database.
+
+Trust belongs to content: a trusted file may be renamed, linked or copied. A path that was known with another content is
+*changed*. Rows that a private gate brought (a proof, a test) are kept apart and trust nothing outside of it.
+"""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from keibi.agent.gate.judging import FileKey
+from keibi.agent.outbox import Outbox
+from keibi.errors import RefusedError, TryLaterError
+from keibi.protection.application_control.engine import Standing
+from keibi.protection.application_control.events import FileKind, PackageRecord, ReasonCode
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS software (
+    path BLOB NOT NULL, is_proof INTEGER NOT NULL, device INTEGER NOT NULL, inode INTEGER NOT NULL, size INTEGER NOT NULL,
+    modified_ns INTEGER NOT NULL, changed_ns INTEGER NOT NULL, sha256 BLOB NOT NULL, kind TEXT NOT NULL,
+    is_trusted INTEGER NOT NULL, trusted_by TEXT NOT NULL, package TEXT NOT NULL, version TEXT NOT NULL, origin TEXT NOT NULL,
+    signer TEXT NOT NULL, first_seen_at REAL NOT NULL, user TEXT NOT NULL, process TEXT NOT NULL, previous BLOB NOT NULL,
+    pass INTEGER NOT NULL, PRIMARY KEY (path, is_proof)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS software_by_inode ON software (inode, device);
+CREATE INDEX IF NOT EXISTS software_by_content ON software (sha256, is_trusted);
+"""
+
+_PUT = "INSERT OR REPLACE INTO software VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Software:
+    """One file of the inventory."""
+
+    path: bytes
+    key: FileKey
+    sha256: str
+    kind: FileKind
+    is_trusted: bool
+    trusted_by: ReasonCode = ReasonCode.INVENTORY
+    package: PackageRecord | None = None
+    first_seen_at: float = 0.0
+    user: str = ""
+    process: str = ""
+    previous_sha256: str = ""  # what the path held before, when that was trusted and this is not
+    is_proof: bool = False
+    last_pass: int = 0  # of building or checking, in which it was last seen
+
+
+class Inventory:
+    """The database. Every method may be called by any thread; `transaction` makes several of them one."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.lock = threading.RLock()
+        self.connection = connection
+        connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-4000;")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version not in (0, SCHEMA_VERSION):
+            raise RefusedError("inventory_foreign", f"the inventory has schema {version}, and this agent knows {SCHEMA_VERSION}")
+        connection.executescript(_SCHEMA)
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        # A proof that did not end in order left nothing worth keeping.
+        connection.execute("DELETE FROM software WHERE is_proof=1")
+        self.outbox = Outbox(connection)
+
+    @classmethod
+    def open(cls, path: str) -> tuple["Inventory", str]:
+        """Open or make the database; also return what was wrong with a former one that had to be moved aside.
+
+        Raises:
+            TryLaterError: the disk is full or cannot be written.
+        """
+        try:
+            return cls(_connect(path)), ""
+        except (sqlite3.DatabaseError, RefusedError) as error:
+            if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
+                raise TryLaterError("inventory_not_writable", f"the inventory cannot be opened: {error}", where=path) from error
+            aside = f"{path}.damaged"
+            os.replace(path, aside)
+            for suffix in ("-wal", "-shm"):
+                if os.path.exists(path + suffix):
+                    os.unlink(path + suffix)
+            return cls(_connect(path)), f"the inventory was damaged ({error}), lies at {aside} now and is built anew"
+
+    def close(self) -> None:
+        """Close the database."""
+        with self.lock:
+            self.connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make everything in the body durable together, or nothing of it."""
+        with self.lock:
+            if self.connection.in_transaction:
+                yield
+                return
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self.connection.execute("ROLLBACK")
+                raise
+            self.connection.execute("COMMIT")
+
+    # --- settings
+
+    def setting(self, name: str) -> bytes | None:
+        """Return a value that was kept, or None."""
+        with self.lock:
+            row = self.connection.execute("SELECT value FROM setting WHERE name=?", (name,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def put_setting(self, name: str, value: bytes) -> None:
+        """Keep a value."""
+        with self.lock:
+            self.connection.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", (name, value))
+
+    # --- looking up
+
+    def at(self, path: bytes, *, is_proof: bool = False) -> Software | None:
+        """Return what is known at a path; to a proof the rest of the inventory is known too."""
+        with self.lock:
+            row = self.connection.execute(
+                "SELECT * FROM software WHERE path=? AND is_proof<=? ORDER BY is_proof DESC", (path, is_proof)
+            ).fetchone()
+        return None if row is None else _software(row)
+
+    def content_of(self, key: FileKey) -> str:
+        """Return the SHA-256 of a file that has not changed since it was read; "" when it has or is not known."""
+        with self.lock:
+            row = self.connection.execute(
+                "SELECT sha256 FROM software WHERE inode=? AND device=? AND size=? AND modified_ns=? AND changed_ns=?",
+                (_signed(key.inode), _signed(key.device), key.size, key.modified_ns, key.changed_ns),
+            ).fetchone()
+        return "" if row is None else bytes(row[0]).hex()
+
+    def trusted(self, sha256: str, *, is_proof: bool = False) -> Software | None:
+        """Return a trusted file with this content, one of a package first; None when there is none."""
+        with self.lock:
+            row = self.connection.execute(
+                "SELECT * FROM software WHERE sha256=? AND is_trusted=1 AND is_proof<=? ORDER BY package='' LIMIT 1",
+                (bytes.fromhex(sha256), is_proof),
+            ).fetchone()
+        return None if row is None else _software(row)
+
+    def standing(self, path: bytes, sha256: str, *, is_proof: bool = False) -> tuple[Standing, Software | None]:
+        """Return what is known of a content at a path, and the file that makes it known."""
+        if not sha256:
+            return Standing.UNKNOWN, None
+        if (known := self.trusted(sha256, is_proof=is_proof)) is not None:
+            return Standing.TRUSTED, known
+        here = self.at(path, is_proof=is_proof)
+        if here is None:
+            return Standing.UNKNOWN, None
+        if here.sha256 != sha256:
+            return Standing.CHANGED if here.is_trusted else Standing.UNRECOGNISED, here
+        return Standing.CHANGED if here.previous_sha256 else Standing.UNRECOGNISED, here
+
+    def count(self) -> tuple[int, int]:
+        """Return how many files there are, and how many of them are not trusted."""
+        with self.lock:
+            row = self.connection.execute("SELECT count(*), coalesce(sum(1 - is_trusted), 0) FROM software WHERE is_proof=0")
+            total, unrecognised = row.fetchone()
+        return int(total), int(unrecognised)
+
+    def page(self, text: str, after: bytes, limit: int) -> list[Software]:
+        """Return files after a path, in order, whose path, package or content holds `text`."""
+        raw = text.encode("utf-8", "surrogateescape")
+        with self.lock:
+            rows = self.connection.execute(
+                "SELECT * FROM software WHERE is_proof=0 AND path>? AND "
+                "(?='' OR instr(path, ?) OR instr(package, ?) OR hex(sha256) LIKE ?) ORDER BY path LIMIT ?",
+                (after, text, raw, text, f"{text}%", limit),
+            ).fetchall()
+        return [_software(row) for row in rows]
+
+    # --- changing
+
+    def put(self, files: Sequence[Software]) -> None:
+        """Add files, in place of what was at their paths."""
+        rows = [_row(file) for file in files]
+        with self.lock:
+            self.connection.executemany(_PUT, rows)
+
+    def see(self, path: bytes, number: int) -> None:
+        """Note that a pass came across a file that is as it was."""
+        with self.lock:
+            self.connection.execute("UPDATE software SET pass=? WHERE path=? AND is_proof=0", (number, path))
+
+    def remove(self, path: bytes, *, is_proof: bool = False) -> None:
+        """Forget what is at a path."""
+        with self.lock:
+            self.connection.execute("DELETE FROM software WHERE path=? AND is_proof=?", (path, is_proof))
+
+    def forget_unseen(self, number: int) -> int:
+        """Forget what a whole pass did not come across; return how many files."""
+        with self.lock:
+            return self.connection.execute("DELETE FROM software WHERE pass<? AND is_proof=0", (number,)).rowcount
+
+    def forget_proofs(self) -> None:
+        """Forget what private gates brought."""
+        with self.lock:
+            self.connection.execute("DELETE FROM software WHERE is_proof=1")
+
+    def without_package(self, limit: int) -> list[Software]:
+        """Return files that a trusted updater brought and whose package was not known yet."""
+        with self.lock:
+            rows = self.connection.execute(
+                "SELECT * FROM software WHERE trusted_by=? AND package='' AND is_proof=0 LIMIT ?",
+                (str(ReasonCode.TRUSTED_UPDATER), limit),
+            ).fetchall()
+        return [_software(row) for row in rows]
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    return sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5.0)
+
+
+def _row(file: Software) -> tuple[object, ...]:
+    package = file.package or PackageRecord("")
+    key = file.key
+    return (
+        file.path, file.is_proof, _signed(key.device), _signed(key.inode), key.size, key.modified_ns, key.changed_ns,
+        bytes.fromhex(file.sha256), str(file.kind), file.is_trusted, str(file.trusted_by), package.name, package.version,
+        package.origin, package.signer, file.first_seen_at, file.user, file.process, bytes.fromhex(file.previous_sha256),
+        file.last_pass,
+    )  # fmt: skip
+
+
+def _software(row: tuple[Any, ...]) -> Software:
+    (path, is_proof, device, inode, size, modified, changed, sha256, kind, is_trusted, trusted_by, package, version, origin,
+     signer, first_seen_at, user, process, previous, last_pass) = row  # fmt: skip
+    return Software(
+        path=path,
+        key=FileKey(_unsigned(device), _unsigned(inode), size, modified, changed),
+        sha256=sha256.hex(),
+        kind=FileKind(kind),
+        is_trusted=bool(is_trusted),
+        trusted_by=ReasonCode(trusted_by),
+        package=PackageRecord(package, version, origin, signer) if package else None,
+        first_seen_at=first_seen_at,
+        user=user,
+        process=process,
+        previous_sha256=previous.hex(),
+        is_proof=bool(is_proof),
+        last_pass=last_pass,
+    )
+
+
+def _signed(number: int) -> int:
+    """Return an unsigned 64-bit number as SQLite can hold it."""
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def _unsigned(number: int) -> int:
+    return number + (1 << 64) if number < 0 else number
