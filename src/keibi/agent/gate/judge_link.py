@@ -1,0 +1,157 @@
+"""The gate's side of its connection to one judge; never waits for it (`agent/gate/judging.py`)."""
+
+import contextlib
+import os
+import socket
+import struct
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Final
+
+from keibi.agent.gate import judging
+from keibi.agent.gate.judging import Terms, Told
+
+MAX_WAITING: Final = 2048
+"""Messages that may wait for a judge that does not read; each may hold a descriptor."""
+
+
+@dataclass(eq=False)
+class Outgoing:
+    """A message that waits to be sent. `is_owned`: its descriptor is closed when it is sent or dropped."""
+
+    message: dict[str, Any]
+    descriptor: int | None = None
+    is_owned: bool = False
+    is_withdrawn: bool = False  # answered meanwhile; its descriptor may be somebody else's by now
+    is_lossy: bool = False  # may be dropped when the judge does not keep up
+
+    def drop(self) -> None:
+        """Give up the descriptor."""
+        if self.is_owned and self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+class JudgeLink:
+    """One judge: connected or away. Its last terms hold while it is away."""
+
+    def __init__(self, index: int, name: str, path: str) -> None:
+        self.index = index
+        self.name = name
+        self.terms: Terms | None = None
+        self.own: frozenset[int] = frozenset()
+        self.epoch = 0  # grows whenever what it said before is void
+        self.connection: socket.socket | None = None
+        self.untold: dict[str, int] = {}  # what could not be told, by kind
+        self.missed_count = 0
+        self._path = path
+        self._waiting: deque[Outgoing] = deque()
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether messages wait until the judge reads."""
+        return bool(self._waiting)
+
+    def connect(self) -> bool:
+        """Try to connect; returns whether it is."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            connection.connect(self._path)
+            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        except OSError:
+            connection.close()
+            return False
+        self.own = frozenset((struct.unpack("3i", peer)[0],))
+        self.connection = connection
+        return True
+
+    def disconnect(self) -> None:
+        """Hang up; what waited to be sent is dropped."""
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+        for outgoing in self._waiting:
+            outgoing.drop()
+        self._waiting.clear()
+
+    def receive(self) -> dict[str, Any] | None:
+        """Return the next message.
+
+        Raises:
+            BlockingIOError: there is none now.
+            OSError: the judge is gone, or says nothing that a judge says.
+        """
+        if self.connection is None:
+            raise ConnectionResetError(self.name)
+        try:
+            received = judging.receive(self.connection)
+        except ValueError as error:
+            raise ConnectionResetError(f"{self.name}: {error}") from error
+        if received is None:
+            raise ConnectionResetError(self.name)
+        message, descriptor = received
+        if descriptor is not None:
+            os.close(descriptor)
+        return message
+
+    def send(self, outgoing: Outgoing) -> bool:
+        """Send now, or when the judge reads again; False: it was dropped, since the judge is away or too far behind."""
+        if self.connection is None:
+            outgoing.drop()
+            return False
+        if not self._waiting:
+            if self._send_now(outgoing):
+                return True
+            if self.connection is None:
+                return False
+        if outgoing.is_lossy and len(self._waiting) >= MAX_WAITING:
+            outgoing.drop()
+            return False
+        self._waiting.append(outgoing)
+        return True
+
+    def tell(self, told: Told) -> None:
+        """Tell something without ever making it wait: what does not fit is counted and told later in one."""
+        if self.connection is not None and not self._waiting:
+            try:
+                judging.send(self.connection, judging.told_message(told), flags=socket.MSG_DONTWAIT)
+            except OSError:
+                pass
+            else:
+                return
+        self.untold[told.what] = self.untold.get(told.what, 0) + told.count
+
+    def flush(self) -> None:
+        """Send what waits, as far as the judge takes it."""
+        while self._waiting and self.connection is not None:
+            outgoing = self._waiting[0]
+            if not outgoing.is_withdrawn and not self._send_now(outgoing):
+                return
+            if self._waiting:
+                self._waiting.popleft()
+        while self.untold and self.connection is not None:
+            what, count = next(iter(self.untold.items()))
+            try:
+                judging.send(self.connection, judging.told_message(Told(what, count)), flags=socket.MSG_DONTWAIT)
+            except OSError:
+                return
+            del self.untold[what]
+
+    def _send_now(self, outgoing: Outgoing) -> bool:
+        if self.connection is None:
+            return False
+        try:
+            judging.send(self.connection, outgoing.message, outgoing.descriptor, flags=socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            # Gone (its end is read as such in a moment), or too many descriptors are in flight: wait for either.
+            return False
+        outgoing.drop()
+        return True
+
+
+def set_buffer(connection: socket.socket, size: int) -> None:
+    """Let this many bytes be under way to the judge."""
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)

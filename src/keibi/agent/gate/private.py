@@ -1,0 +1,219 @@
+"""A gate on a mount of its own, for tests and `keibi prove`: it asks the same judges, and holds up nobody else.
+
+Its processes live in a mount namespace of their own, where a fresh tmpfs lies at the given directory; the permission marks are on that
+tmpfs alone. Nothing outside this namespace sees the tmpfs, so nothing outside can be held up.
+"""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Final
+
+from keibi.agent.gate import hardening
+
+READY_SECONDS: Final = 15.0
+SETTLE_SECONDS: Final = 10.0
+
+
+class PrivateGate:
+    """A context manager; on leaving, gate, mount and everything in it are gone."""
+
+    def __init__(
+        self, directory: str, judges_directory: str, *, options: str = "size=64m,mode=0755", excluded: tuple[str, ...] = ()
+    ) -> None:
+        """Prepare a gate at `directory` (which must exist) that asks every judge listening in `judges_directory`."""
+        self.directory = os.path.realpath(directory)
+        self._judges_directory = judges_directory
+        self._options = options
+        self._excluded = excluded
+        self._process: subprocess.Popen[bytes] | None = None
+        self._buffer = b""
+        self.state: dict[str, Any] = {}
+        """The last state that the gate told; `refresh` brings it up to date."""
+        self.happenings: list[dict[str, Any]] = []
+        """What the gate told besides, oldest first: {"what": "closed", "reason": …}."""
+
+    def __enter__(self) -> "PrivateGate":
+        """Start it, and wait until every judge that listens has told its terms and the mount is marked.
+
+        Raises:
+            TimeoutError: it did not come up.
+            OSError: not root, or no permission events on this kernel.
+        """
+        argv = [sys.executable, "-m", "keibi.agent.gate", "--judges", self._judges_directory, "--private", self.directory]
+        argv += ["--options", self._options]
+        for directory in self._excluded:
+            argv += ["--exclude", directory]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            self.wait_for(self._is_ready, READY_SECONDS, "the private gate did not come up")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End it."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        try:
+            process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+    @property
+    def pid(self) -> int:
+        """The warden's process id; its mount namespace shows the tmpfs."""
+        if self._process is None:
+            raise ValueError("the private gate does not run")
+        return self._process.pid
+
+    @property
+    def decider_pid(self) -> int:
+        """The decider's process id, 0 when none runs."""
+        return int(self.state.get("pid", 0))
+
+    def run(
+        self,
+        argv: list[str],
+        *,
+        timeout_seconds: float = 20.0,
+        input_: bytes | None = None,
+        environment: Mapping[str, str] | None = None,
+        user: str | int | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a program inside the namespace; the working directory is the private mount.
+
+        A program that is not allowed gives exit code 126, as in a shell.
+
+        Raises:
+            subprocess.TimeoutExpired: it took longer.
+        """
+        return subprocess.run(
+            ["nsenter", f"--mount=/proc/{self.pid}/ns/mnt", f"--wdns={self.directory}", "--", *argv],
+            input=input_,
+            capture_output=True,
+            timeout=timeout_seconds,
+            env=environment,
+            user=user,
+            check=False,
+        )
+
+    def enter(self, function: Callable[[], Any], *, timeout_seconds: float = 20.0) -> Any:
+        """Call a function in a forked child inside the namespace and return what it returns (JSON types only).
+
+        An OSError of the function is raised here again, with its number.
+
+        Raises:
+            TimeoutError: it took longer; the child is killed.
+            RuntimeError: it raised something else, or ended by itself.
+        """
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        child = os.fork()
+        if child == 0:
+            os._exit(self._in_child(function, theirs))
+        os.close(theirs)
+        try:
+            data = self._read_all(ours, timeout_seconds)
+        finally:
+            os.close(ours)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, 9)
+            os.waitpid(child, 0)
+        if not data:
+            raise RuntimeError("the child ended without an answer")
+        answer = json.loads(data)
+        if "errno" in answer:
+            raise OSError(answer["errno"], answer["error"])
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer["value"]
+
+    def write(self, name: str, content: bytes, *, mode: int = 0o644) -> str:
+        """Write a file on the private mount from outside; returns its path inside."""
+        path = os.path.join(f"/proc/{self.pid}/root{self.directory}", name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
+        os.chmod(path, mode)
+        return os.path.join(self.directory, name)
+
+    def refresh(self) -> dict[str, Any]:
+        """Return the state as the gate last told it."""
+        if self._process is not None and self._process.stdout is not None:
+            while select.select([self._process.stdout], [], [], 0)[0]:
+                if not self._read_lines():
+                    break
+        return self.state
+
+    def wait_for(self, condition: Callable[[dict[str, Any]], bool], within_seconds: float, what: str) -> dict[str, Any]:
+        """Return the state once a condition on it holds.
+
+        Raises:
+            TimeoutError: it does not in time.
+        """
+        until = time.monotonic() + within_seconds
+        while not condition(self.refresh()):
+            left = until - time.monotonic()
+            if left <= 0 or self._process is None or self._process.stdout is None:
+                raise TimeoutError(f"{what} within {within_seconds} s; it says {self.state}")
+            if select.select([self._process.stdout], [], [], left)[0] and not self._read_lines():
+                raise TimeoutError(f"{what}: its process ended; it said {self.happenings}")
+        return self.state
+
+    def _is_ready(self, state: dict[str, Any]) -> bool:
+        if not state:
+            return False
+        listening = {name[:-5] for name in os.listdir(self._judges_directory) if name.endswith(".sock")}
+        known = {name for name, generation in state["judges"].items() if generation >= 0}
+        is_marked = any(mount[2] == "permission" for mount in state["mounts"]) or not state["wants_holding"]
+        return bool(state["mounts"]) and listening <= known and is_marked
+
+    def _read_lines(self) -> bool:
+        if self._process is None or self._process.stdout is None:
+            return False
+        data = os.read(self._process.stdout.fileno(), 65536)
+        self._buffer += data
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if message["what"] == "state":
+                self.state = message["of"]
+            else:
+                self.happenings.append({"what": message["what"], **message["of"]})
+        return bool(data)
+
+    def _in_child(self, function: Callable[[], Any], answers: int) -> int:
+        try:
+            hardening.join_mounts_of(self.pid)
+            answer: dict[str, Any] = {"value": function()}
+        except OSError as error:
+            answer = {"errno": error.errno or 0, "error": str(error)}
+        except BaseException as error:  # noqa: BLE001 -- the parent raises it
+            answer = {"error": repr(error)}
+        os.write(answers, json.dumps(answer).encode())
+        return 0
+
+    def _read_all(self, descriptor: int, timeout_seconds: float) -> bytes:
+        until = time.monotonic() + timeout_seconds
+        data = b""
+        while True:
+            if not select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0]:
+                raise TimeoutError(f"no answer within {timeout_seconds} s")
+            part = os.read(descriptor, 65536)
+            if not part:
+                return data
+            data += part
