@@ -79,6 +79,23 @@ class CommandService:
             AccessError: the principal may not run that kind of command there.
             InputError: no such computer, it is disabled, or a bad expiry. TryLaterError: too many commands wait for it.
         """
+        return self.send_all(principal, [computer_id], kind, module, arguments, expires_in_seconds=expires_in_seconds)[0]
+
+    def send_all(
+        self,
+        principal: Principal,
+        computer_ids: Sequence[str],
+        kind: CommandKind,
+        module: ModuleId | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        expires_in_seconds: float = DEFAULT_SECONDS,
+    ) -> Sequence[SentCommand]:
+        """Give several computers the same to do, all of them or none, and wake their agents.
+
+        Raises:
+            As `send`, for the first computer that it holds for.
+        """
         now = self._clock()
         if not 1 <= expires_in_seconds <= MAX_SECONDS:
             raise InputError("expiry_invalid", f"a command lasts from 1 to {MAX_SECONDS:.0f} seconds, not {expires_in_seconds}")
@@ -86,50 +103,66 @@ class CommandService:
         if len(encoded) > MAX_ARGUMENT_BYTES:
             raise InputError("arguments_too_large", f"the arguments have {len(encoded)} bytes, more than {MAX_ARGUMENT_BYTES}")
         with self._database.session(principal.scope()) as session:
-            computer = find_computer(session, principal, computer_id, PERMISSIONS[kind])
-            if not computer.is_enabled:
-                raise InputError("computer_disabled", f"{computer.display_name} is disabled", hint="enable it first")
-            waiting = session.scalar(
-                select(func.count())
-                .select_from(CommandRecord)
-                .where(CommandRecord.computer_id == computer_id, CommandRecord.state.in_(WAITING), CommandRecord.expires_at > now)
-            )
-            if (waiting or 0) >= MAX_WAITING:
-                raise TryLaterError(
-                    "commands_full", f"{waiting} commands wait for {computer.display_name}", hint="is its agent running?"
-                )
-            record = CommandRecord(
-                id=new_id(),
-                tenant_id=computer.tenant_id,
-                computer_id=computer_id,
-                computer_name=computer.display_name,
-                group_id=computer.group_id,
-                kind=kind.value,
-                module=module.value if module else "",
-                arguments=encoded,
-                state=CommandState.PENDING.value,
-                created_at=now,
-                created_by=principal.actor,
-                expires_at=now + expires_in_seconds,
-                updated_at=now,
-                message="",
-                result="{}",
-            )
-            session.add(record)
-            session.flush()
-            self._audit.record(
-                session,
-                principal,
-                f"command.{kind.value}",
-                "computer",
-                computer_id,
-                f"Sent {kind.value} to {computer.display_name}.",
-                {"command_id": record.id, "arguments": _shown(encoded)},
-                tenant_id=computer.tenant_id,
-            )
-            sent = _sent(record, now)
-        self._signals.publish(SignalKind.DUE, [computer_id])
+            sent = [
+                self._store(session, principal, computer_id, kind, module, encoded, now, now + expires_in_seconds)
+                for computer_id in computer_ids
+            ]
+        self._signals.publish(SignalKind.DUE, list(computer_ids))
         return sent
+
+    def _store(
+        self,
+        session: Session,
+        principal: Principal,
+        computer_id: str,
+        kind: CommandKind,
+        module: ModuleId | None,
+        encoded: str,
+        now: float,
+        expires_at: float,
+    ) -> SentCommand:
+        computer = find_computer(session, principal, computer_id, PERMISSIONS[kind])
+        if not computer.is_enabled:
+            raise InputError("computer_disabled", f"{computer.display_name} is disabled", hint="enable it first")
+        waiting = session.scalar(
+            select(func.count())
+            .select_from(CommandRecord)
+            .where(CommandRecord.computer_id == computer_id, CommandRecord.state.in_(WAITING), CommandRecord.expires_at > now)
+        )
+        if (waiting or 0) >= MAX_WAITING:
+            raise TryLaterError(
+                "commands_full", f"{waiting} commands wait for {computer.display_name}", hint="is its agent running?"
+            )
+        record = CommandRecord(
+            id=new_id(),
+            tenant_id=computer.tenant_id,
+            computer_id=computer_id,
+            computer_name=computer.display_name,
+            group_id=computer.group_id,
+            kind=kind.value,
+            module=module.value if module else "",
+            arguments=encoded,
+            state=CommandState.PENDING.value,
+            created_at=now,
+            created_by=principal.actor,
+            expires_at=expires_at,
+            updated_at=now,
+            message="",
+            result="{}",
+        )
+        session.add(record)
+        session.flush()
+        self._audit.record(
+            session,
+            principal,
+            f"command.{kind.value}",
+            "computer",
+            computer_id,
+            f"Sent {kind.value} to {computer.display_name}.",
+            {"command_id": record.id, "arguments": _shown(encoded)},
+            tenant_id=computer.tenant_id,
+        )
+        return _sent(record, now)
 
     def list(
         self, principal: Principal, *, computer_id: str | None = None, cursor: str | None = None, limit: int = DEFAULT_LIMIT
