@@ -40,6 +40,7 @@ from keibi.manager.policies.effective import lock_tree
 from keibi.manager.policies.forest import NO_OVERRIDES, Branch, Forest
 from keibi.manager.policies.model import PATH_SEPARATOR, ImportResult, ImportStep
 from keibi.manager.policies.overrides import HeartbeatSeconds, ModuleOverrides, Overrides, RuleOverride, said
+from keibi.manager.policies.pattern_names import PatternSource, check_pattern_names
 from keibi.manager.policies.proposals import Proposals, computers_of
 from keibi.manager.rules.model import CatalogRule, RuleSource
 from keibi.manager.rules.service import RuleService
@@ -133,10 +134,13 @@ class _Plan:
 class PolicyCode:
     """Writes trees out and reads them in."""
 
-    def __init__(self, database: Database, audit: AuditService, rules: RuleService, proposals: Proposals) -> None:
+    def __init__(
+        self, database: Database, audit: AuditService, rules: RuleService, proposals: Proposals, patterns: PatternSource
+    ) -> None:
         self._database = database
         self._rules = rules
         self._proposals = proposals
+        self._patterns = patterns
         self._writer = PolicyWriter(audit)
 
     def export(self, principal: Principal, policy_id: str, *, with_children: bool = False) -> str:
@@ -234,7 +238,9 @@ class PolicyCode:
                 overrides=text.overrides(),
             )
             try:
-                self._proposals.check_overrides(branch.overrides, catalog, old.overrides if old else NO_OVERRIDES)
+                known = old.overrides if old else NO_OVERRIDES
+                self._proposals.check_overrides(branch.overrides, catalog, known)
+                check_pattern_names(self._patterns.contents(session, tenant_id), branch.overrides, known)
             except InputError as error:
                 raise InputError(error.code, error.message, where=f"{text.path}, {error.where}", hint=error.hint) from error
             tried = after.with_branch(branch)

@@ -20,6 +20,7 @@ from keibi.manager.policies.forest import NO_OVERRIDES, write_overrides
 from keibi.manager.policies.model import Applied, ComputerPolicy, DifferenceLine, EffectiveSettings, Preview
 from keibi.manager.policies.overrides import Overrides, PolicyChange, applied
 from keibi.manager.policies.pages import modules_of
+from keibi.manager.policies.pattern_names import PatternSource, check_pattern_names
 from keibi.manager.policies.proposals import ComputerUse, Proposals, computers_of
 from keibi.manager.policies.resolution import resolve
 from keibi.manager.policies.tables import ComputerOverridesRecord, GenerationRecord
@@ -34,12 +35,19 @@ class ComputerPolicies:
     """What computers use and say."""
 
     def __init__(
-        self, database: Database, audit: AuditService, rules: RuleService, proposals: Proposals, modules: Sequence[Module]
+        self,
+        database: Database,
+        audit: AuditService,
+        rules: RuleService,
+        proposals: Proposals,
+        modules: Sequence[Module],
+        patterns: PatternSource,
     ) -> None:
         self._database = database
         self._audit = audit
         self._rules = rules
         self._proposals = proposals
+        self._patterns = patterns
         self._modules = tuple(modules)
 
     def get(self, principal: Principal, computer_id: str) -> ComputerPolicy:
@@ -165,6 +173,7 @@ class ComputerPolicies:
         used = before.used_by(use.policy_id, use.os_name)
         old, new = (forest.layers(used, record.id, record.display_name) for forest in (before, after))
         self._proposals.check_overrides(overrides, catalog, known)
+        check_pattern_names(self._patterns.contents(session, record.tenant_id), overrides, known)
         self._proposals.check_compiles(new, catalog)
         impact = self._proposals.impact(before, after, [use], catalog)
         preview = Preview(

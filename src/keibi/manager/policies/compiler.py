@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from keibi.contract.names import ModuleId
 from keibi.contract.policy import AssignedRule, ModulePolicy
 from keibi.errors import InputError
+from keibi.manager.policies.pattern_names import PatternContents, references
 from keibi.manager.policies.resolution import Resolved, ResolvedModule, ResolvedRule
 from keibi.manager.policies.settings_help import known_to
 from keibi.manager.rules.model import CatalogRule, body_of
@@ -48,6 +50,7 @@ def compile_policy(
     os_name: str,
     declared: Mapping[str, int] | None = None,
     policy_name: str = "",
+    patterns: PatternContents = MappingProxyType({}),
 ) -> Compiled:
     """Return what a computer of that system gets.
 
@@ -75,7 +78,8 @@ def compile_policy(
                 body = body_of(overridden(found, resolved_rule))
                 rules.append(AssignedRule(rule_id, found.rule.version, body))
         raw = _encoder.encode(settings)
-        compiled.append(ModulePolicy(module=module.module, state=part.state.value, settings=raw, rules=rules))
+        files = references(settings, patterns)
+        compiled.append(ModulePolicy(module=module.module, state=part.state.value, settings=raw, rules=rules, content=files))
     content = [resolved.heartbeat_seconds.value, compiled]
     digest = hashlib.sha256(_encoder.encode(content)).hexdigest()
     return Compiled(policy_name, compiled, resolved.heartbeat_seconds.value, digest, tuple(left_out))

@@ -15,12 +15,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from keibi.contract.names import new_id
-from keibi.contract.policy import EffectivePolicy
+from keibi.contract.policy import ContentReference, EffectivePolicy
 from keibi.errors import InputError
 from keibi.manager.computers.tables import ComputerRecord, ReportRecord
 from keibi.manager.keys import UnlockSecrets
 from keibi.manager.policies import forest as forests
 from keibi.manager.policies.compiler import Compiled, compile_policy
+from keibi.manager.policies.pattern_names import NoPatterns, PatternSource
 from keibi.manager.policies.resolution import resolve
 from keibi.manager.policies.tables import ComputerOverridesRecord, GenerationRecord, PolicyRevisionRecord
 from keibi.manager.rules.service import RuleService
@@ -43,8 +44,15 @@ class _Key:
 class EffectivePolicies:
     """Answers heartbeats. Thread-safe."""
 
-    def __init__(self, rules: RuleService, modules: Sequence[Module], unlock_secrets: UnlockSecrets | None = None) -> None:
+    def __init__(
+        self,
+        rules: RuleService,
+        modules: Sequence[Module],
+        unlock_secrets: UnlockSecrets | None = None,
+        patterns: PatternSource = NoPatterns(),
+    ) -> None:
         self._rules = rules
+        self._patterns = patterns
         self._modules = tuple(modules)
         self._unlock_secrets = unlock_secrets
         self._kept: OrderedDict[_Key, Compiled] = OrderedDict()
@@ -98,6 +106,33 @@ class EffectivePolicies:
             unlock_secret=self._unlock_secrets.of(computer_id) if self._unlock_secrets else b"",
         )
 
+    def content_of(self, session: Session, computer_id: str) -> dict[str, ContentReference]:
+        """Return the files that a computer's policy names now, by digest; empty when there is no such computer."""
+        row = session.execute(
+            select(
+                ComputerRecord.tenant_id,
+                ComputerRecord.policy_id,
+                ComputerRecord.display_name,
+                ReportRecord.os_name,
+                PolicyRevisionRecord.revision,
+                ComputerOverridesRecord.overrides,
+            )
+            .outerjoin(ReportRecord, ReportRecord.id == ComputerRecord.id)
+            .outerjoin(PolicyRevisionRecord, PolicyRevisionRecord.id == ComputerRecord.tenant_id)
+            .outerjoin(ComputerOverridesRecord, ComputerOverridesRecord.id == ComputerRecord.id)
+            .where(ComputerRecord.id == computer_id)
+        ).one_or_none()
+        if row is None:
+            return {}
+        tenant_id, policy_id, name, os_name, revision, overrides = row
+        speaks = (overrides or forests.NOTHING_SAID) != forests.NOTHING_SAID
+        # Nothing declared: which settings an agent knows makes no difference to the files that it is given.
+        key = _Key(
+            tenant_id, revision or "", self._rules.shipped.digest, policy_id, os_name or "", (), computer_id if speaks else ""
+        )
+        compiled = self._compiled(session, key, name)
+        return {reference.sha256: reference for part in compiled.modules for reference in part.content}
+
     def _compiled(self, session: Session, key: _Key, computer_name: str) -> Compiled:
         with self._lock:
             found = self._kept.get(key)
@@ -113,6 +148,7 @@ class EffectivePolicies:
             key.os_name,
             dict(key.declared),
             forest.path(used) if used is not None else "",
+            self._patterns.contents(session, key.tenant_id),
         )
         with self._lock:
             self.compilations += 1

@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from keibi.contract.names import new_id
-from keibi.contract.policy import EffectivePolicy
+from keibi.contract.policy import ContentReference, EffectivePolicy
 from keibi.errors import InputError
 from keibi.manager.access.model import Principal
 from keibi.manager.audit.service import AuditService
@@ -31,6 +31,7 @@ from keibi.manager.policies.model import (
 from keibi.manager.policies.module_checks import module_checks
 from keibi.manager.policies.overrides import Overrides, PolicyChange, applied
 from keibi.manager.policies.pages import modules_of, nodes_of
+from keibi.manager.policies.pattern_names import NoPatterns, PatternSource, check_pattern_names
 from keibi.manager.policies.proposals import Proposals, computers_of
 from keibi.manager.policies.resolution import resolve
 from keibi.manager.policies.revising import as_of, changed, listed, old_path, own_lines
@@ -56,15 +57,17 @@ class PolicyService:
         rules: RuleService,
         modules: Sequence[Module] = MODULES,
         unlock_secrets: UnlockSecrets | None = None,
+        patterns: PatternSource = NoPatterns(),
     ) -> None:
         self._database = database
         self._rules = rules
+        self._patterns = patterns
         self._modules = tuple(modules)
         self._writer = PolicyWriter(audit)
         self._proposals = Proposals(modules, module_checks())
-        self._effective = EffectivePolicies(rules, modules, unlock_secrets)
-        self.computers = ComputerPolicies(database, audit, rules, self._proposals, modules)
-        self.code = PolicyCode(database, audit, rules, self._proposals)
+        self._effective = EffectivePolicies(rules, modules, unlock_secrets, patterns)
+        self.computers = ComputerPolicies(database, audit, rules, self._proposals, modules, patterns)
+        self.code = PolicyCode(database, audit, rules, self._proposals, patterns)
         self.rulesets = RulesetPolicies(audit, rules, self._proposals, modules)
         rules.set_users(PolicyRuleUsers(audit, rules, self._proposals))
 
@@ -80,6 +83,10 @@ class PolicyService:
             InputError: there is no such computer.
         """
         return self._effective.effective(session, computer_id, declared)
+
+    def content_of(self, session: Session, computer_id: str) -> Mapping[str, ContentReference]:
+        """Return the files that a computer's policy names now, by digest; empty when there is no such computer."""
+        return self._effective.content_of(session, computer_id)
 
     @property
     def compilations(self) -> int:
@@ -360,7 +367,9 @@ class PolicyService:
         catalog = self._rules.catalog(session, record.tenant_id)
         computers = computers_of(session, record.tenant_id)
         after = before.with_branch(branch)
-        self._proposals.check_overrides(branch.overrides, catalog, before.branches[record.id].overrides)
+        known = before.branches[record.id].overrides
+        self._proposals.check_overrides(branch.overrides, catalog, known)
+        check_pattern_names(self._patterns.contents(session, record.tenant_id), branch.overrides, known)
         self._proposals.check_forest(after, catalog, after.subtree(record.id), computers)
         lines = own_lines(before, after, branch)
         lines += self._proposals.lines(before.layers(record.id), after.layers(record.id), catalog)
@@ -394,6 +403,7 @@ class PolicyService:
         forest = forests.load(session, tenant_id).with_branch(branch)
         catalog = self._rules.catalog(session, tenant_id)
         self._proposals.check_overrides(branch.overrides, catalog, Overrides())
+        check_pattern_names(self._patterns.contents(session, tenant_id), branch.overrides, Overrides())
         self._proposals.check_compiles(forest.layers(branch.policy_id), catalog)
         text = summary.format(path=forest.path(branch.policy_id))
         record = self._writer.write(session, principal, tenant_id, branch, action, text)
