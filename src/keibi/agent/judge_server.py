@@ -28,6 +28,11 @@ class Asked:
     descriptor: int
     _gate: "_Gate"
 
+    @property
+    def gate_pid(self) -> int:
+        """The gate that asks: its mount namespace is the one in which the path means something. 0 before it said so."""
+        return self._gate.state.pid
+
     def answer(self, *, is_allowed: bool, remember: bool) -> None:
         """Tell the gate the verdict; does nothing when none is awaited or the gate is gone."""
         if self.question.id:
