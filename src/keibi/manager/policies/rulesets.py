@@ -68,6 +68,21 @@ class RulesetPolicies:
         """Return the policies that nothing is above."""
         return [branch.policy_id for branch in forests.load(session, tenant_id).children(None)]
 
+    def users(self, session: Session, tenant_id: str, module: ModuleId) -> dict[str, tuple[str, ...]]:
+        """Return the policies that assign each rule of a module themselves."""
+        found: dict[str, tuple[str, ...]] = {}
+        for branch in forests.load(session, tenant_id).branches.values():
+            part = branch.overrides.modules.get(module)
+            for rule_id, rule in part.rules.items() if part else ():
+                if rule.is_assigned:
+                    found[rule_id] = (*found.get(rule_id, ()), branch.policy_id)
+        return found
+
+    def subtrees(self, session: Session, tenant_id: str, policy_ids: Collection[str]) -> frozenset[str]:
+        """Return these policies and all below them."""
+        forest = forests.load(session, tenant_id)
+        return frozenset(below for policy_id in policy_ids for below in forest.subtree(policy_id))
+
     def paths(self, session: Session, tenant_id: str) -> dict[str, str]:
         """Return the path of each policy of a tenant."""
         forest = forests.load(session, tenant_id)
@@ -80,8 +95,9 @@ class RulesetPolicies:
         module: ModuleId,
         changed: Mapping[str, CatalogRule],
         policy_ids: Collection[str],
+        others: Mapping[str, CatalogRule] | None = None,
     ) -> Preview:
-        """Say what changing these rules, and having these policies use them, would do.
+        """Say what changing these rules, and having these policies use them, would do; `others` change and stay where they are.
 
         Raises:
             InputError: no such policy, or something would not compile.
@@ -89,7 +105,7 @@ class RulesetPolicies:
         before = forests.load(session, tenant_id)
         after, touched = self._used(before, module, changed, policy_ids)
         catalog = self._rules.catalog(session, tenant_id)
-        catalog_after = {**catalog, **changed}
+        catalog_after = {**catalog, **(others or {}), **changed}
         computers = computers_of(session, tenant_id)
         reached = {below for policy_id in policy_ids for below in after.subtree(policy_id)}
         self._proposals.check_forest(after, catalog_after, reached, computers)

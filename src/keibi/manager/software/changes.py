@@ -119,16 +119,17 @@ class ChangeReader:
         condition, groups = self._groups(reach, rulesets, filters, by)
         return int(self._store.client.raw(f"SELECT count() FROM ({groups})", condition.parameters, settings=QUERY_LIMITS) or 0)
 
-    def computers_with(self, tenant_id: str, filters: Sequence[ChangeFilter]) -> frozenset[str]:
-        """Return the computers of a tenant that have told of any of this software."""
-        found: set[str] = set()
-        for one in filters:
-            condition = visible(Reach(frozenset({tenant_id})))
-            _narrow(condition, one)
-            sql = f"SELECT DISTINCT computer_id FROM ({self._rows(condition)}) WHERE {_fine(condition, one)}"
-            rows = self._store.client.select(sql, condition.parameters, _Computer, settings=QUERY_LIMITS)
-            found |= {row.computer_id for row in rows}
-        return frozenset(found)
+    def computers_with(self, ruleset: TenantRulesets) -> frozenset[str]:
+        """Return the computers of a tenant that have told of any software of which these rulesets speak."""
+        condition = visible(Reach(frozenset({ruleset.tenant_id})))
+        filters = ChangeFilter()
+        _narrow(condition, filters)
+        known = KnownSoftware()
+        said = known.expression([ruleset])
+        condition.parameters |= known.parameters
+        sql = f"SELECT DISTINCT computer_id FROM ({self._rows(condition)}) WHERE {_fine(condition, filters)} AND {said} != 0"
+        rows = self._store.client.select(sql, condition.parameters, _Computer, settings=QUERY_LIMITS)
+        return frozenset(row.computer_id for row in rows)
 
     def _groups(
         self, reach: Reach, rulesets: Sequence[TenantRulesets], filters: ChangeFilter, by: GroupBy

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from keibi.manager.rules.model import Words
 from keibi.manager.rules.yaml_text import YamlDocument, YamlProblem, read_yaml
 from keibi.protection.application_control.rules import Entry, RuleAction
 
@@ -34,12 +35,12 @@ def identity(entry: Entry) -> tuple[Any, ...]:
     return tuple(sorted((name, json.dumps(value)) for name, value in values.items() if name not in left_out))
 
 
-def new_ruleset(rule_id: str, title: str, title_ja: str, action: RuleAction, severity: str) -> str:
+def new_ruleset(rule_id: str, title: Words, action: RuleAction, severity: str) -> str:
     """Return the text of a ruleset without entries."""
     description, description_ja = DESCRIPTIONS[action]
     return (
         f"# Written by decisions in the console; edit it as you like.\nid: {rule_id}\nversion: 1\n"
-        f"title:\n  en: {_quoted(title)}\n  ja: {_quoted(title_ja)}\n"
+        f"title:\n  en: {_quoted(title.en)}\n  ja: {_quoted(title.ja)}\n"
         f"description:\n  en: {_quoted(description)}\n  ja: {_quoted(description_ja)}\n"
         f"severity: {severity}\naction: {action.value}\nentries: []\n"
     )

@@ -14,9 +14,7 @@ class DecisionRecord(TenantRow, VersionedRow, Table):
     id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
     action: Mapped[str] = mapped_column(String(20), nullable=False)
     entries: Mapped[str] = mapped_column(Text, nullable=False)  # JSON of rules.Entry, those that were added
-    removed: Mapped[str] = mapped_column(
-        Text, nullable=False
-    )  # JSON: ruleset -> entries taken out of it, which said the opposite
+    removed: Mapped[str] = mapped_column(Text, nullable=False)  # JSON: ruleset -> entries taken out, which said the opposite
     rule_ids: Mapped[str] = mapped_column(Text, nullable=False)  # joined by spaces
     policies: Mapped[str] = mapped_column(Text, nullable=False)  # JSON: paths of the policies that were chosen
     note: Mapped[str] = mapped_column(Text, nullable=False, default="")
