@@ -28,8 +28,12 @@ from keibi.manager.http_answers import answer, collect_definitions
 from keibi.manager.http_errors import http_exception, invalid_request, keibi_error, unexpected
 from keibi.manager.http_guard import RequestGuard
 from keibi.manager.loop_lag import LoopLag
+from keibi.manager.malware.api import quarantine_router
+from keibi.manager.malware.api import router as malware_router
 from keibi.manager.policies.api import router as policies_router
 from keibi.manager.rules.api import router as rules_router
+from keibi.manager.software.api import computers_router as software_computers_router
+from keibi.manager.software.api import router as software_router
 from keibi.manager.tenants.api import router as tenants_router
 
 API_ROUTERS = (
@@ -48,6 +52,10 @@ API_ROUTERS = (
     policies_router,
     rules_router,
     events_router,
+    software_router,
+    software_computers_router,
+    malware_router,
+    quarantine_router,
 )
 """Everything under /api/v1. A feature's API is a line here."""
 
@@ -120,6 +128,7 @@ async def _running(manager: Manager, lag: LoopLag) -> AsyncIterator[None]:
         asyncio.create_task(_watch_policies(manager), name="policy-watch"),
         asyncio.create_task(_every(10.0, manager.services.commands.expire), name="commands"),
         asyncio.create_task(_every(300.0, manager.revocations.load), name="revocations"),
+        asyncio.create_task(_every(600.0, manager.uploads.expire), name="uploads"),
         asyncio.create_task(_every(RETENTION_SECONDS, lambda: retention.apply_retention(time.time())), name="retention"),
     ]
     try:

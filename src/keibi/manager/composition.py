@@ -25,6 +25,7 @@ from keibi.manager.agents.revocations import Revocations
 from keibi.manager.agents.routes import AgentRoutes
 from keibi.manager.agents.service import EnrolmentService
 from keibi.manager.agents.signals import SignalKind, Signals
+from keibi.manager.agents.uploads import Uploads
 from keibi.manager.agents.wake import WakeUps
 from keibi.manager.audit.service import AuditService
 from keibi.manager.computers.service import ComputerService
@@ -38,6 +39,7 @@ from keibi.manager.events.ingest import EventIngest
 from keibi.manager.events.service import EventService
 from keibi.manager.events.store import EventStore
 from keibi.manager.keys import SecretBox, load_or_make_key
+from keibi.manager.malware.service import MalwareService
 from keibi.manager.policies.service import PolicyService
 from keibi.manager.policies.tables import PolicyRecord
 from keibi.manager.rules.service import RuleService
@@ -60,6 +62,7 @@ class Manager:
     revocations: Revocations
     policy_watch: PolicyWatch
     agent_routes: AgentRoutes
+    uploads: Uploads
     store: EventStore
     daemon: EventDaemon | None
     first_administrator: FirstAdministrator | None
@@ -136,6 +139,8 @@ def _compose(
     feed = EventFeed()
     ingest = EventIngest(store, feed)
     events = EventService(store, database, audit, feed=feed, computers=computers)
+    uploads = Uploads(config.path("uploads"), database)
+    malware = MalwareService(store, database, audit, commands, computers, policies, uploads)
     first = access.first_start(tenants)
     if first is not None:
         _keep_first_password(config, first)
@@ -152,6 +157,7 @@ def _compose(
         policies=policies,
         events=events,
         ingest=ingest,
+        malware=malware,
     )
     return Manager(
         services=services,
@@ -160,7 +166,8 @@ def _compose(
         heartbeats=heartbeats,
         revocations=revocations,
         policy_watch=PolicyWatch(database, signals),
-        agent_routes=AgentRoutes(enrolment, tokens, revocations, heartbeats, wake_ups, ingest),
+        agent_routes=AgentRoutes(enrolment, tokens, revocations, heartbeats, wake_ups, ingest, uploads),
+        uploads=uploads,
         store=store,
         daemon=daemon,
         first_administrator=first,
@@ -175,7 +182,7 @@ def prepare_directory(path: str) -> None:
     """
     probe = os.path.join(path, ".writable")
     try:
-        for part in (path, os.path.join(path, "keys"), os.path.join(path, "events")):
+        for part in (path, *(os.path.join(path, name) for name in ("keys", "events", "uploads"))):
             os.makedirs(part, mode=0o700, exist_ok=True)
         if os.stat(path).st_mode & 0o022:
             raise RefusedError("state_exposed", "others may write in the state directory", where=path, hint="chmod 700 it")

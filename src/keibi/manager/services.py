@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from keibi.manager.database import Database
     from keibi.manager.events.ingest import EventIngest
     from keibi.manager.events.service import EventService
+    from keibi.manager.malware.service import MalwareService
     from keibi.manager.policies.service import PolicyService
     from keibi.manager.rules.service import RuleService
+    from keibi.manager.software.service import SoftwareService
     from keibi.manager.tenants.service import TenantService
 
 
@@ -35,4 +37,6 @@ class Services:
     rules: RuleService
     policies: PolicyService
     events: EventService
+    software: SoftwareService
     ingest: EventIngest
+    malware: MalwareService

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import and_, case, false, func, or_, select, update
+from sqlalchemy import and_, case, false, func, not_, or_, select, update
 from sqlalchemy.orm import Session
 
 from keibi.contract.commands import Command, CommandKind, CommandResult, CommandState
@@ -165,9 +165,17 @@ class CommandService:
         return _sent(record, now)
 
     def list(
-        self, principal: Principal, *, computer_id: str | None = None, cursor: str | None = None, limit: int = DEFAULT_LIMIT
+        self,
+        principal: Principal,
+        *,
+        computer_id: str | None = None,
+        kinds: Sequence[CommandKind] = (),
+        module: ModuleId | None = None,
+        is_open: bool | None = None,
+        cursor: str | None = None,
+        limit: int = DEFAULT_LIMIT,
     ) -> Page[SentCommand]:
-        """Return commands, the newest first.
+        """Return commands, the newest first; `is_open` only those that have not ended (or only those that have).
 
         Raises:
             AccessError: the principal may see no computers. InputError: no such computer; a bad cursor or limit.
@@ -179,6 +187,13 @@ class CommandService:
             if computer_id is not None:
                 find_computer(session, principal, computer_id)
                 statement = statement.where(CommandRecord.computer_id == computer_id)
+            if kinds:
+                statement = statement.where(CommandRecord.kind.in_([kind.value for kind in kinds]))
+            if module is not None:
+                statement = statement.where(CommandRecord.module == module.value)
+            if is_open is not None:
+                waits = and_(CommandRecord.state.in_(WAITING), CommandRecord.expires_at > now)
+                statement = statement.where(waits if is_open else not_(waits))
             order = [SortKey(CommandRecord.created_at, is_descending=True), SortKey(CommandRecord.id, is_descending=True)]
             return page_of(session, statement, order, cursor, limit).map(lambda record: _sent(record, now))
 

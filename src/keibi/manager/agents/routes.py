@@ -24,12 +24,14 @@ from keibi.contract.codec import CONTENT_TYPE, MAX_BODY_BYTES, MAX_DECODED_BYTES
 from keibi.contract.enrolment import ChallengeRequest, ChallengeResponse, EnrolRequest, TokenRequest
 from keibi.contract.events import EventBatch, EventReceipt
 from keibi.contract.heartbeat import HeartbeatRequest, HeartbeatResponse, WakeResponse
+from keibi.contract.uploads import PART_BYTES
 from keibi.errors import InputError, KeibiError, RefusedError, TryLaterError
 from keibi.manager.access.model import NotSignedInError
 from keibi.manager.agents.access_tokens import AccessTokens, Claims
 from keibi.manager.agents.heartbeats import Heartbeats
 from keibi.manager.agents.revocations import Revocations
 from keibi.manager.agents.service import EnrolmentService
+from keibi.manager.agents.uploads import Uploads
 from keibi.manager.agents.wake import WakeUps
 from keibi.manager.http_errors import error_response
 
@@ -45,6 +47,7 @@ MAX_WAITING = 400
 MAX_EVENT_BODIES = 8
 """Event bodies in memory at once: each may have 16 MiB, and 64 MiB decoded."""
 MAX_WAITING_EVENT_BODIES = 64
+MAX_UPLOAD_BODIES = 4
 DEFAULT_WAKE_SECONDS = 25.0
 
 T = TypeVar("T")
@@ -69,6 +72,7 @@ class AgentRoutes:
         heartbeats: Heartbeats,
         wake_ups: WakeUps,
         events: TakesEvents,
+        uploads: Uploads,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._enrolment = enrolment
@@ -77,9 +81,11 @@ class AgentRoutes:
         self._heartbeats = heartbeats
         self._wake_ups = wake_ups
         self._events = events
+        self._uploads = uploads
         self._clock = clock
         self._workers = _Workers("agent requests", WORKERS, MAX_WAITING)
         self._event_bodies = _Workers("event batches", MAX_EVENT_BODIES, MAX_WAITING_EVENT_BODIES)
+        self._upload_bodies = _Workers("uploads", MAX_UPLOAD_BODIES, MAX_WAITING_EVENT_BODIES)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -90,6 +96,7 @@ class AgentRoutes:
             Route("/heartbeat", self._heartbeat, methods=["POST"]),
             Route("/wake", self._wake, methods=["GET"]),
             Route("/events", self._take_events, methods=["POST"]),
+            Route("/uploads/{command_id}", self._take_upload, methods=["PUT"]),
         ]
 
     async def _enrol(self, request: Request) -> Response:
@@ -146,6 +153,21 @@ class AgentRoutes:
                 body = await read_body(request, MAX_BODY_BYTES)
                 batch, size_bytes = await self._workers.run(lambda: _batch(body))
             answer.value = await self._events.submit(claims.tenant_id, claims.computer_id, batch, size_bytes=size_bytes)
+        return answer.response()
+
+    async def _take_upload(self, request: Request) -> Response:
+        async with _answering(request) as answer:
+            claims = self._recognise(request)
+            command_id = request.path_params["command_id"]
+            offset = _whole(request.query_params.get("offset", "0"))
+            is_final = request.query_params.get("final", "0") == "1"
+            async with self._upload_bodies.slot():
+                # Before the body: a part that nobody waits for costs no more than this question.
+                await self._workers.run(lambda: self._uploads.check(claims, command_id))
+                body = await read_body(request, PART_BYTES)
+                answer.value = await self._workers.run(
+                    lambda: self._uploads.take(claims, command_id, offset, body, is_final=is_final)
+                )
         return answer.response()
 
     def _recognise(self, request: Request) -> Claims:
@@ -269,6 +291,12 @@ def _batch(body: bytes) -> tuple[EventBatch, int]:
         raise InputError("body_invalid", f"the body is not a valid EventBatch: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InputError("body_malformed", f"the body is not msgpack: {error}") from error
+
+
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or len(text) > 15:
+        raise InputError("offset_invalid", f"offset={text[:40]!r} is not a whole number")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
