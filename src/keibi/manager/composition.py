@@ -38,12 +38,13 @@ from keibi.manager.events.feed import EventFeed
 from keibi.manager.events.ingest import EventIngest
 from keibi.manager.events.service import EventService
 from keibi.manager.events.store import EventStore
-from keibi.manager.keys import SecretBox, load_or_make_key
+from keibi.manager.keys import SecretBox, UnlockSecrets, load_or_make_key
 from keibi.manager.malware.service import MalwareService
 from keibi.manager.policies.service import PolicyService
 from keibi.manager.policies.tables import PolicyRecord
 from keibi.manager.rules.service import RuleService
 from keibi.manager.services import Services
+from keibi.manager.software.service import SoftwareService
 from keibi.manager.tenants.service import TenantService
 
 FIRST_PASSWORD_FILE = "first-password"  # noqa: S105 - the name of a file
@@ -120,7 +121,8 @@ def _compose(
     rules = RuleService(database, audit, config.content_directory or content_directory())
     for problem in rules.load_shipped():
         logger.error("a shipped rule is left out: %s", problem)
-    policies = PolicyService(database, audit, rules)
+    unlock_secrets = UnlockSecrets(load_or_make_key(config.path("keys", "unlock.key")))
+    policies = PolicyService(database, audit, rules, unlock_secrets=unlock_secrets)
     tenants = TenantService(
         database, audit, [policies.provision], on_disabled=[lambda tenant_id: revocations.revoke(tenant_id, tenant_id)]
     )
@@ -139,6 +141,7 @@ def _compose(
     feed = EventFeed()
     ingest = EventIngest(store, feed)
     events = EventService(store, database, audit, feed=feed, computers=computers)
+    software = SoftwareService(database, audit, rules, policies, computers, commands, store, unlock_secrets)
     uploads = Uploads(config.path("uploads"), database)
     malware = MalwareService(store, database, audit, commands, computers, policies, uploads)
     first = access.first_start(tenants)
@@ -156,6 +159,7 @@ def _compose(
         rules=rules,
         policies=policies,
         events=events,
+        software=software,
         ingest=ingest,
         malware=malware,
     )
