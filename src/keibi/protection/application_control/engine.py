@@ -94,6 +94,7 @@ class CompiledRules:
     rules: tuple[Rule, ...] = ()
     settings: ApplicationControlSettings = field(default_factory=ApplicationControlSettings)
     has_block_rules: bool = False
+    depends_on_user: bool = False  # an entry speaks of who runs a file, so a verdict does not hold for everybody
     hashes: dict[str, list[tuple[Rule, int | None]]] = field(default_factory=dict)
     packages: list[_Glob] = field(default_factory=list)
     signers: list[_Glob] = field(default_factory=list)
@@ -133,6 +134,7 @@ def compile_rules(rules: Sequence[Rule], settings: ApplicationControlSettings) -
                 case SignerEntry():
                     compiled.signers.append(_Glob(rule, _signer_test(entry)))
                 case PathEntry():
+                    compiled.depends_on_user = compiled.depends_on_user or bool(entry.user)
                     compiled.paths.append(_Glob(rule, _path_test(entry, rule.action)))
                 case InterpreterEntry():
                     compiled.interpreters.append(_Glob(rule, _interpreter_test(entry)))

@@ -163,6 +163,14 @@ class Inventory:
             return Standing.CHANGED if here.is_trusted else Standing.UNRECOGNISED, here
         return Standing.CHANGED if here.previous_sha256 else Standing.UNRECOGNISED, here
 
+    def has_unrecognised(self, sha256: str) -> bool:
+        """Whether a file with this content was seen that nobody trusts."""
+        with self.lock:
+            row = self.connection.execute(
+                "SELECT 1 FROM software WHERE sha256=? AND is_trusted=0 LIMIT 1", (bytes.fromhex(sha256),)
+            ).fetchone()
+        return row is not None
+
     def count(self) -> tuple[int, int]:
         """Return how many files there are, and how many of them are not trusted."""
         with self.lock:
@@ -189,20 +197,34 @@ class Inventory:
         with self.lock:
             self.connection.executemany(_PUT, rows)
 
-    def see(self, path: bytes, number: int) -> None:
-        """Note that a pass came across a file that is as it was."""
+    def see(self, paths: Sequence[bytes], number: int) -> None:
+        """Note that a pass came across files that are as they were."""
         with self.lock:
-            self.connection.execute("UPDATE software SET pass=? WHERE path=? AND is_proof=0", (number, path))
+            self.connection.executemany(
+                "UPDATE software SET pass=? WHERE path=? AND is_proof=0", [(number, path) for path in paths]
+            )
 
     def remove(self, path: bytes, *, is_proof: bool = False) -> None:
         """Forget what is at a path."""
         with self.lock:
             self.connection.execute("DELETE FROM software WHERE path=? AND is_proof=?", (path, is_proof))
 
-    def forget_unseen(self, number: int) -> int:
-        """Forget what a whole pass did not come across; return how many files."""
+    def unseen(self, number: int) -> list[bytes]:
+        """Return the paths that a pass did not come across."""
         with self.lock:
-            return self.connection.execute("DELETE FROM software WHERE pass<? AND is_proof=0", (number,)).rowcount
+            rows = self.connection.execute("SELECT path FROM software WHERE pass<? AND is_proof=0", (number,)).fetchall()
+        return [row[0] for row in rows]
+
+    def keys(self) -> dict[bytes, tuple[tuple[int, int, int, int, int], bool]]:
+        """Return the key of each file (device, inode, size, modified, changed), and whether it is trusted."""
+        with self.lock:
+            rows = self.connection.execute(
+                "SELECT path, device, inode, size, modified_ns, changed_ns, is_trusted FROM software WHERE is_proof=0"
+            ).fetchall()
+        return {
+            path: ((_unsigned(device), _unsigned(inode), size, modified, changed), bool(is_trusted))
+            for path, device, inode, size, modified, changed, is_trusted in rows
+        }
 
     def forget_proofs(self) -> None:
         """Forget what private gates brought."""

@@ -23,7 +23,8 @@ CREATE TABLE IF NOT EXISTS package_file (
     path BLOB NOT NULL, list TEXT NOT NULL, owner TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (path, owner)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS package_file_by_owner ON package_file (owner);
 CREATE TABLE IF NOT EXISTS package (
-    owner TEXT PRIMARY KEY, list TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, origin TEXT NOT NULL, signer TEXT NOT NULL) WITHOUT ROWID;
+    owner TEXT PRIMARY KEY, list TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, origin TEXT NOT NULL,
+    signer TEXT NOT NULL) WITHOUT ROWID;
 """
 _RPM_LIST = "rpm"
 _RPM_FORMAT = (
