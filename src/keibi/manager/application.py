@@ -30,6 +30,9 @@ from keibi.manager.http_guard import RequestGuard
 from keibi.manager.loop_lag import LoopLag
 from keibi.manager.malware.api import quarantine_router
 from keibi.manager.malware.api import router as malware_router
+from keibi.manager.patterns.api import IMPORT_PATH
+from keibi.manager.patterns.api import router as patterns_router
+from keibi.manager.patterns.model import MAX_UPLOAD_BYTES
 from keibi.manager.policies.api import router as policies_router
 from keibi.manager.rules.api import router as rules_router
 from keibi.manager.software.api import computers_router as software_computers_router
@@ -51,6 +54,7 @@ API_ROUTERS = (
     commands_router,
     policies_router,
     rules_router,
+    patterns_router,
     events_router,
     software_router,
     software_computers_router,
@@ -59,6 +63,8 @@ API_ROUTERS = (
 )
 """Everything under /api/v1. A feature's API is a line here."""
 
+LARGE_UPLOADS = (IMPORT_PATH, "/content/import")
+"""Addresses that take whole pattern files: of the API, and of the console."""
 WAKE_BATCH = 100
 WAKE_PAUSE_SECONDS = 0.2
 """A change that reaches thousands of agents wakes so many at a time."""
@@ -89,7 +95,7 @@ def make_application(manager: Manager) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.services = manager.services
-    app.add_middleware(RequestGuard)
+    app.add_middleware(RequestGuard, larger=dict.fromkeys(LARGE_UPLOADS, MAX_UPLOAD_BYTES))
     app.router.routes.append(Mount("/agent/v1", routes=manager.agent_routes.routes()))
     for router in API_ROUTERS:
         app.include_router(router)

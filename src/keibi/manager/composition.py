@@ -40,6 +40,9 @@ from keibi.manager.events.service import EventService
 from keibi.manager.events.store import EventStore
 from keibi.manager.keys import SecretBox, UnlockSecrets, load_or_make_key
 from keibi.manager.malware.service import MalwareService
+from keibi.manager.patterns.agents import AgentContent
+from keibi.manager.patterns.service import PatternService
+from keibi.manager.patterns.store import ContentStore
 from keibi.manager.policies.service import PolicyService
 from keibi.manager.policies.tables import PolicyRecord
 from keibi.manager.rules.service import RuleService
@@ -122,7 +125,8 @@ def _compose(
     for problem in rules.load_shipped():
         logger.error("a shipped rule is left out: %s", problem)
     unlock_secrets = UnlockSecrets(load_or_make_key(config.path("keys", "unlock.key")))
-    policies = PolicyService(database, audit, rules, unlock_secrets=unlock_secrets)
+    patterns = PatternService(database, audit, ContentStore(config.path("content")))
+    policies = PolicyService(database, audit, rules, unlock_secrets=unlock_secrets, patterns=patterns)
     tenants = TenantService(
         database, audit, [policies.provision], on_disabled=[lambda tenant_id: revocations.revoke(tenant_id, tenant_id)]
     )
@@ -137,6 +141,7 @@ def _compose(
     tokens = AccessTokens(token_key)
     commands = CommandService(database, audit, signals)
     enrolment = EnrolmentService(database, audit, computers.alarms, tokens, Challenges(token_key), check_policy=_check_policy)
+    content = AgentContent(database, policies, patterns.store)
     heartbeats = Heartbeats(database, policies, commands, computers.alarms, signals)
     feed = EventFeed()
     ingest = EventIngest(store, feed)
@@ -158,6 +163,7 @@ def _compose(
         commands=commands,
         rules=rules,
         policies=policies,
+        patterns=patterns,
         events=events,
         software=software,
         ingest=ingest,
@@ -170,7 +176,7 @@ def _compose(
         heartbeats=heartbeats,
         revocations=revocations,
         policy_watch=PolicyWatch(database, signals),
-        agent_routes=AgentRoutes(enrolment, tokens, revocations, heartbeats, wake_ups, ingest, uploads),
+        agent_routes=AgentRoutes(enrolment, tokens, revocations, heartbeats, wake_ups, ingest, uploads, content),
         uploads=uploads,
         store=store,
         daemon=daemon,
@@ -186,7 +192,7 @@ def prepare_directory(path: str) -> None:
     """
     probe = os.path.join(path, ".writable")
     try:
-        for part in (path, *(os.path.join(path, name) for name in ("keys", "events", "uploads"))):
+        for part in (path, *(os.path.join(path, name) for name in ("keys", "events", "uploads", "content"))):
             os.makedirs(part, mode=0o700, exist_ok=True)
         if os.stat(path).st_mode & 0o022:
             raise RefusedError("state_exposed", "others may write in the state directory", where=path, hint="chmod 700 it")

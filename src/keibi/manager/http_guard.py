@@ -1,6 +1,6 @@
 """What stands before every request: limits of size, and headers that tell browsers to be careful."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
@@ -24,9 +24,11 @@ _HEADERS = {
 class RequestGuard:
     """Caps bodies (the agents' routes have caps of their own) and adds headers that a route did not set itself."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int = MAX_BODY_BYTES, larger: Mapping[str, int] | None = None) -> None:
+        """`larger` are addresses with caps of their own."""
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._larger = dict(larger or {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -44,13 +46,14 @@ class RequestGuard:
         if scope["path"].startswith(AGENT_PREFIX):
             await self._app(scope, receive, send_guarded)
             return
+        most = self._larger.get(scope["path"], self._max_body_bytes)
         length = HTTPConnection(scope).headers.get("content-length", "")
-        if length and (not length.isdecimal() or int(length[:15]) > self._max_body_bytes):
-            await self._refuse(scope, receive, send_guarded)
+        if length and (not length.isdecimal() or int(length[:15]) > most):
+            await self._refuse(scope, receive, send_guarded, most)
             return
-        await self._counted(scope, receive, send_guarded)
+        await self._counted(scope, receive, send_guarded, most)
 
-    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _counted(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
         size = 0
         has_started = False
 
@@ -58,14 +61,14 @@ class RequestGuard:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > self._max_body_bytes:
+            if size > most:
                 raise _TooLargeError
             return message
 
         async def send_noted(message: Message) -> None:
             nonlocal has_started
             # A framework that catches everything would answer in its own words: what is said below is right.
-            if size <= self._max_body_bytes or has_started:
+            if size <= most or has_started:
                 has_started = True
                 await send(message)
 
@@ -73,11 +76,11 @@ class RequestGuard:
             await self._app(scope, receive_counted, send_noted)
         except _TooLargeError:
             pass
-        if size > self._max_body_bytes and not has_started:
-            await self._refuse(scope, receive, send)
+        if size > most and not has_started:
+            await self._refuse(scope, receive, send, most)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = RefusedError("body_too_large", f"the body has more than {self._max_body_bytes} bytes", hint="send less at once")
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
+        error = RefusedError("body_too_large", f"the body has more than {most} bytes", hint="send less at once")
         await error_response(error)(scope, receive, send)
 
 

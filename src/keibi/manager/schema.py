@@ -14,6 +14,7 @@ TABLE_MODULES = (
     "keibi.manager.agents.tables",
     "keibi.manager.rules.tables",
     "keibi.manager.policies.tables",
+    "keibi.manager.patterns.tables",
     "keibi.manager.events.tables",
     "keibi.manager.software.tables",
 )

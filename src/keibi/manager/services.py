@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from keibi.manager.events.ingest import EventIngest
     from keibi.manager.events.service import EventService
     from keibi.manager.malware.service import MalwareService
+    from keibi.manager.patterns.service import PatternService
     from keibi.manager.policies.service import PolicyService
     from keibi.manager.rules.service import RuleService
     from keibi.manager.software.service import SoftwareService
@@ -36,6 +37,7 @@ class Services:
     commands: CommandService
     rules: RuleService
     policies: PolicyService
+    patterns: PatternService
     events: EventService
     software: SoftwareService
     ingest: EventIngest

@@ -135,6 +135,14 @@ def make_rule(tenant: TenantWithObjects) -> str:
     ]
 
 
+def make_pattern_set(tenant: TenantWithObjects) -> str:
+    rule = f'rule {tenant.mark.replace("-", "_")} {{ strings: $a = "{tenant.mark}" condition: $a }}'
+    query = {"file_name": f"{tenant.mark}.yar", "description": tenant.mark}
+    response = tenant.client.post("/api/v1/patterns/import", content=rule, params=query, headers=tenant.headers)
+    assert response.status_code == 201, response.text
+    return response.json()["pattern_set"]["set_id"]
+
+
 FACTORIES: dict[str, Callable[[TenantWithObjects], str]] = {
     "tenant": make_tenant,
     "user": make_user,
@@ -150,6 +158,7 @@ FACTORIES: dict[str, Callable[[TenantWithObjects], str]] = {
     "event": make_event,
     "policy": make_policy,
     "rule": make_rule,
+    "pattern_set": make_pattern_set,
 }
 
 ID_PARAMETERS: dict[str, str] = {
@@ -173,6 +182,7 @@ ID_PARAMETERS: dict[str, str] = {
     "policy_id": "policy",
     "policy": "policy",
     "rule_id": "rule",
+    "set_id": "pattern_set",
     "rule": "rule",
     "parent_id": "group",  # overridden below where a policy's parent is meant
     "target_id": "computer",

@@ -19,6 +19,7 @@ class Permission(StrEnum):
     POLICIES_EDIT = "policies.edit"
     RULES_VIEW = "rules.view"
     RULES_EDIT = "rules.edit"
+    PATTERNS_MANAGE = "patterns.manage"
     EVENTS_VIEW = "events.view"
     EVENTS_TAG = "events.tag"
     COMMANDS_RUN = "commands.run"

@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from keibi.contract.codec import CONTENT_TYPE, MAX_BODY_BYTES, MAX_DECODED_BYTES, decode, decompress, encode
@@ -49,6 +49,7 @@ MAX_EVENT_BODIES = 8
 MAX_WAITING_EVENT_BODIES = 64
 MAX_UPLOAD_BODIES = 4
 DEFAULT_WAKE_SECONDS = 25.0
+CONTENT_TYPE_OF_FILES = "application/octet-stream"
 
 T = TypeVar("T")
 
@@ -58,6 +59,14 @@ class TakesEvents(Protocol):
 
     async def submit(self, tenant_id: str, computer_id: str, batch: EventBatch, *, size_bytes: int | None = None) -> EventReceipt:
         """Store a batch."""
+        ...
+
+
+class FindsContent(Protocol):
+    """Whoever knows where the files that a computer may fetch lie."""
+
+    def path_for(self, tenant_id: str, computer_id: str, sha256: str) -> str:
+        """Return the path of a content that this computer's policy names."""
         ...
 
 
@@ -73,6 +82,7 @@ class AgentRoutes:
         wake_ups: WakeUps,
         events: TakesEvents,
         uploads: Uploads,
+        content: FindsContent,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._enrolment = enrolment
@@ -82,6 +92,7 @@ class AgentRoutes:
         self._wake_ups = wake_ups
         self._events = events
         self._uploads = uploads
+        self._content = content
         self._clock = clock
         self._workers = _Workers("agent requests", WORKERS, MAX_WAITING)
         self._event_bodies = _Workers("event batches", MAX_EVENT_BODIES, MAX_WAITING_EVENT_BODIES)
@@ -97,6 +108,7 @@ class AgentRoutes:
             Route("/wake", self._wake, methods=["GET"]),
             Route("/events", self._take_events, methods=["POST"]),
             Route("/uploads/{command_id}", self._take_upload, methods=["PUT"]),
+            Route("/content/{sha256}", self._send_content, methods=["GET"]),
         ]
 
     async def _enrol(self, request: Request) -> Response:
@@ -169,6 +181,15 @@ class AgentRoutes:
                     lambda: self._uploads.take(claims, command_id, offset, body, is_final=is_final)
                 )
         return answer.response()
+
+    async def _send_content(self, request: Request) -> Response:
+        """Send a file that the computer's policy names, or the part of it that the Range header asks for."""
+        path = ""
+        async with _answering(request) as answer:
+            claims = self._recognise(request)
+            sha256 = request.path_params["sha256"]
+            path = await self._workers.run(lambda: self._content.path_for(claims.tenant_id, claims.computer_id, sha256))
+        return FileResponse(path, media_type=CONTENT_TYPE_OF_FILES) if path else answer.response()
 
     def _recognise(self, request: Request) -> Claims:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")

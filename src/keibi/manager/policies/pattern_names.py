@@ -51,13 +51,12 @@ def check_pattern_names(known: PatternContents, overrides: Overrides, before: Ov
     for name in names_in(overrides):
         if name not in known and name not in names_in(before):
             near = difflib.get_close_matches(name, known, n=1)
+            there_are = ", ".join(sorted(known)) or "none; import one first"
             raise InputError(
                 "pattern_set_unknown",
                 f"there is no pattern set {name!r}",
                 where=f"{ModuleId.ANTI_MALWARE}.settings.{SETTING}",
-                hint=f"did you mean {near[0]!r}?"
-                if near
-                else f"there are: {', '.join(sorted(known)) or 'none; import one first'}",
+                hint=f"did you mean {near[0]!r}?" if near else f"there are: {there_are}",
             )
 
 
