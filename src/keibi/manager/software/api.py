@@ -12,6 +12,7 @@ from keibi.manager.http_answers import answer, answers
 from keibi.manager.paging import DEFAULT_LIMIT, MAX_LIMIT, Page
 from keibi.manager.policies.model import Preview
 from keibi.manager.software.choosing import DecideBy, entries_of
+from keibi.manager.software.maintenance import MAX_MINUTES
 from keibi.manager.software.model import (
     MAX_DECIDED_AT_ONCE,
     MAX_NOTE_CHARACTERS,
@@ -26,7 +27,6 @@ from keibi.manager.software.model import (
     RulesetRow,
     Standing,
 )
-from keibi.manager.software.maintenance import MAX_MINUTES
 from keibi.manager.software.service import SoftwareService
 from keibi.protection.application_control.rules import (
     Entry,

@@ -222,7 +222,7 @@ class DecisionService:
             f"software.{request.action.value}",
             "decision",
             record.id,
-            f"{verb} {_items(len(preview.new_entries))} of software on {preview.change.computer_count} computers.",
+            f"{verb} {_items(len(preview.new_entries))} of software; reaches {_computers(preview.change.computer_count)}.",
             {
                 "rulesets": list(preview.rule_ids),
                 "policies": [path for _, path in preview.policies],
@@ -385,6 +385,10 @@ def _decision(record: DecisionRecord) -> Decision:
 
 def _items(count: int) -> str:
     return "1 item" if count == 1 else f"{count} items"
+
+
+def _computers(count: int) -> str:
+    return "1 computer" if count == 1 else f"{count} computers"
 
 
 def _for_audit(entries: Sequence[Entry]) -> list[Any]:

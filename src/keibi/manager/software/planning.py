@@ -17,7 +17,7 @@ from keibi.manager.rules.tables import OwnRuleRecord
 from keibi.manager.rules.texts import checked
 from keibi.manager.rules.yaml_text import MAX_TEXT_BYTES, YamlProblem
 from keibi.manager.software.model import DecisionRequest
-from keibi.manager.software.ruleset_text import identity, new_ruleset, with_entries, without_entries
+from keibi.manager.software.ruleset_text import identity, line_of, new_ruleset, with_entries, without_entries
 from keibi.protection.application_control.rules import Entry, RuleAction
 
 MODULE = ModuleId.APPLICATION_CONTROL
@@ -28,6 +28,7 @@ OWN_RULESETS: Mapping[RuleAction, tuple[str, Words, str]] = {
 """The rulesets that decisions go to when none is chosen."""
 FULL_BYTES = MAX_TEXT_BYTES * 3 // 4
 FULL_ENTRIES = 2000
+MARGIN_BYTES = 16  # what stands before a line
 """A ruleset with so much in it is followed by another one, with a number in its id."""
 _NUMBER = re.compile(r"-(\d+)$")
 
@@ -129,7 +130,7 @@ class RulesetPlanner:
                 named = Words(first.en + suffix, (first.ja or first.en) + suffix)
                 plan.texts[rule_id] = new_ruleset(rule_id, named, request.action, severity)
                 chain = chain or [rule_id]
-            room = self._room(plan, rule_id)
+            room = self._room(plan, rule_id, left)
             if room:
                 part, left = left[:room], left[room:]
                 plan.texts[rule_id] = _edited(plan.text_of(rule_id), part)
@@ -174,11 +175,17 @@ class RulesetPlanner:
         rule = plan.rules.get(rule_id)
         return list(rule.rule.entries) if rule is not None else []
 
-    def _room(self, plan: RulesetPlan, rule_id: str) -> int:
-        """Return how many entries a ruleset may still take."""
-        text = plan.text_of(rule_id)
-        free_bytes = FULL_BYTES - len(text.encode())
-        return max(0, min(FULL_ENTRIES - len(self._entries(plan, rule_id)), free_bytes // 400))
+    def _room(self, plan: RulesetPlan, rule_id: str, entries: Sequence[Entry]) -> int:
+        """Return how many of these entries a ruleset may still take."""
+        free_bytes = FULL_BYTES - len(plan.text_of(rule_id).encode())
+        free_entries = FULL_ENTRIES - len(self._entries(plan, rule_id))
+        count = 0
+        for entry in entries[: max(0, free_entries)]:
+            free_bytes -= len(line_of(entry).encode()) + MARGIN_BYTES
+            if free_bytes < 0:
+                break
+            count += 1
+        return count
 
 
 def _edited(text: str, entries: Sequence[Entry]) -> str:

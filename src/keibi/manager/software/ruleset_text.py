@@ -57,7 +57,7 @@ def with_entries(text: str, entries: Sequence[Entry]) -> str:
     document = read_yaml(text)
     wanted = _value(document)
     wanted["entries"] = [*(wanted.get("entries") or []), *(msgspec.to_builtins(entry) for entry in entries)]
-    return _checked(_appended(text, document, [_line(entry) for entry in entries]), wanted)
+    return _checked(_appended(text, document, [line_of(entry) for entry in entries]), wanted)
 
 
 def without_entries(text: str, numbers: Collection[int]) -> str:
@@ -142,7 +142,8 @@ def _end_of_entries(lines: Sequence[str], document: YamlDocument, start: int) ->
     return end
 
 
-def _line(entry: Entry) -> str:
+def line_of(entry: Entry) -> str:
+    """Return an entry as one line of a list."""
     values = ", ".join(f"{name}: {_quoted(value)}" for name, value in msgspec.to_builtins(entry).items())
     return f"- {{{values}}}"
 
