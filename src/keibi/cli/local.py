@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from keibi.cli.output import ago, moment, show_fields, show_json, show_table
-from keibi.cli.up import AGENT_USER, Layout, ensure_users
+from keibi.cli.up import AGENT_USER, SCAN_USER, Layout, ensure_users
 from keibi.errors import InputError, TryLaterError
 from keibi.protection.base import escape_name
 
@@ -115,7 +115,7 @@ def agent_enrol(options: argparse.Namespace) -> int:
     except OSError as error:
         raise InputError("ca_unreadable", f"cannot read the manager's authority: {error.strerror}", where=options.ca) from error
     if os.geteuid() == 0:
-        ensure_users((AGENT_USER,))
+        ensure_users((AGENT_USER, SCAN_USER))
     identity = enrol(load_config(options.config or _config_path()), options.manager, options.token, ca, again=options.again)
     print(f"This computer is {identity.computer_id} of {identity.tenant_name}, at {identity.manager_url}.")
     return 0

@@ -18,7 +18,7 @@ from keibi.cli.daemons import Daemon, python_module
 from keibi.errors import InputError, KeibiError, TryLaterError
 
 BASE = "/var/lib/keibi"
-AGENT_USER, MANAGER_USER = "keibi-agent", "keibi-manager"
+AGENT_USER, MANAGER_USER, SCAN_USER = "keibi-agent", "keibi-manager", "keibi-scan"
 PORT = 8443
 MANAGER_SECONDS = 90.0
 AGENT_SECONDS = 180.0
@@ -128,7 +128,7 @@ def status(layout: Layout) -> int:
     return 1
 
 
-def ensure_users(users: tuple[str, ...] = (AGENT_USER, MANAGER_USER)) -> None:
+def ensure_users(users: tuple[str, ...] = (AGENT_USER, MANAGER_USER, SCAN_USER)) -> None:
     """Make the system users that do not exist."""
     for user in users:
         try:
