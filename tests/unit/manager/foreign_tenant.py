@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from keibi.contract.events import Event, EventBatch, EventReceipt
+from keibi.contract.events import Event, EventAction, EventBatch, EventReceipt
 from keibi.contract.names import ModuleId, Severity, new_id
 from tests.manager_running import SimulatedAgent
 
@@ -143,6 +143,30 @@ def make_pattern_set(tenant: TenantWithObjects) -> str:
     return response.json()["pattern_set"]["set_id"]
 
 
+def make_decision(tenant: TenantWithObjects) -> str:
+    body = {"action": "block", "sha256": ["a" * 64], "note": tenant.mark}
+    return tenant.call("POST", "/software/decisions", body)["decision_id"]
+
+
+def make_quarantined(tenant: TenantWithObjects) -> str:
+    tenant.id_of("computer")
+    agent = SimulatedAgent(tenant.client)
+    agent.access_token = tenant.made["access_token"]
+    quarantine_id = new_id()
+    event = Event(
+        event_id=new_id(),
+        module=ModuleId.ANTI_MALWARE,
+        kind="malware.found",
+        severity=Severity.HIGH,
+        action=EventAction.QUARANTINED,
+        detected_at=time.time(),
+        subject=f"/srv/{tenant.mark}",
+        details={"quarantine_id": quarantine_id, "threat": tenant.mark, "sha256": "0" * 64},
+    )
+    agent.post("events", EventBatch(new_id(), [event]), EventReceipt)
+    return quarantine_id
+
+
 FACTORIES: dict[str, Callable[[TenantWithObjects], str]] = {
     "tenant": make_tenant,
     "user": make_user,
@@ -158,6 +182,8 @@ FACTORIES: dict[str, Callable[[TenantWithObjects], str]] = {
     "event": make_event,
     "policy": make_policy,
     "rule": make_rule,
+    "quarantined": make_quarantined,
+    "decision": make_decision,
     "pattern_set": make_pattern_set,
 }
 
@@ -180,12 +206,15 @@ ID_PARAMETERS: dict[str, str] = {
     "event_id": "event",
     "event_ids": "event",
     "policy_id": "policy",
+    "policy_ids": "policy",
+    "decision_id": "decision",
     "policy": "policy",
     "rule_id": "rule",
     "set_id": "pattern_set",
     "rule": "rule",
     "parent_id": "group",  # overridden below where a policy's parent is meant
     "target_id": "computer",
+    "quarantine_id": "quarantined",
 }
 """Names of parameters and body fields that hold an id, and of what."""
 
