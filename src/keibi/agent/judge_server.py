@@ -1,7 +1,7 @@
 """A module's side of the gate: listens for gates, hands questions on, sends verdicts (`agent/gate/judging.py`).
 
-Theory of operation. One thread reads all gates and calls `on_question` for each question; that must hand the work to another thread
-when it is not quick. Verdicts, terms and what is to be forgotten may be sent from any thread.
+Theory of operation. One thread reads all gates and calls `on_question` for each question; that must hand the work to another
+thread when it is not quick. Verdicts, terms and what is to be forgotten may be sent from any thread.
 """
 
 import contextlib

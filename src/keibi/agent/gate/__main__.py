@@ -1,53 +1,136 @@
 """The gate's program: `python -m keibi.agent.gate --judges DIR --exclude STATE_DIR`, started by the core."""
 
 import argparse
+import contextlib
 import json
 import os
+import signal
+import socket
 import sys
-import threading
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 from keibi.agent.gate import hardening
-from keibi.agent.gate.warden import Warden, WardenOptions
+from keibi.agent.gate.core_channel import CoreChannel, event_message, hello_message
+from keibi.agent.gate.warden import Warden, WardenOptions, run_self_test
+
+NICE: Final = -15
+JOURNALS: Final = ("/var/log/journal", "/run/log/journal")
+"""Whoever judges may have to log; a journal that waited for a verdict to open its next file would be waited for in turn."""
 
 
-def main() -> int:
-    """Run the gate; returns its exit code."""
+class CoreOutlet:
+    """Tells the core, which started this program with its socket as standard input."""
+
+    def __init__(self, channel: CoreChannel) -> None:
+        self._channel = channel
+
+    def fileno(self) -> int:
+        """Return the descriptor on which orders come."""
+        return self._channel.fileno()
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether something waits to be written."""
+        return self._channel.is_blocked
+
+    def on_ready(self) -> bool:
+        """Take orders; False when the core says stop or is gone."""
+        messages = self._channel.receive()
+        return messages is not None and all(message.get("type") != "Stop" for message in messages)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        self._channel.flush()
+
+    def tell(self, what: str, of: dict[str, Any]) -> None:
+        """Tell what an administrator must know; states go to the judges by the decider itself."""
+        match what:
+            case "closed":
+                self._channel.send(
+                    event_message(
+                        "gate.closed",
+                        "high" if of["was_enforcing"] else "medium",
+                        "The file gate was closed, so files were opened and executed without a check.",
+                        reason=of["reason"],
+                        details=of,
+                    )
+                )
+            case "restarted":
+                self._channel.send(event_message("gate.restarted", "medium", "The file gate works again.", details=of))
+            case "overflowed":
+                self._channel.send(
+                    event_message(
+                        "gate.overflowed", "medium", "The kernel had more file events than fit; some were not looked at."
+                    )
+                )
+
+
+class LineOutlet:
+    """Tells whoever started a private gate, in lines of JSON on standard output; the end of standard input ends it."""
+
+    def fileno(self) -> int:
+        """Return the descriptor on which orders come."""
+        return 0
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether something waits to be written."""
+        return False
+
+    def on_ready(self) -> bool:
+        """Return False when standard input has ended."""
+        return bool(os.read(0, 4096))
+
+    def flush(self) -> None:
+        """Do nothing; see `tell`."""
+
+    def tell(self, what: str, of: dict[str, Any]) -> None:
+        """Write a line, or leave it out when nobody reads."""
+        with contextlib.suppress(OSError):
+            os.write(1, json.dumps({"what": what, "of": of}).encode() + b"\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the gate until the core says stop or is gone; returns the exit code."""
     parser = argparse.ArgumentParser(prog="keibi-gate", description="Answers the kernel about files that are opened or executed.")
-    parser.add_argument("--judges", required=True, help="directory in which judges listen")
-    parser.add_argument("--exclude", action="append", default=[], help="directory whose files are opened without asking")
-    parser.add_argument("--private", default="", help="guard only a fresh tmpfs at this directory, in an own mount namespace")
-    parser.add_argument("--options", default="size=64m,mode=0755", help="of that tmpfs")
-    options = parser.parse_args()
-    hardening.die_with_parent()
-    hardening.come_first(nice=-15)
-    if options.private:
-        return _run_private(options)
-    return 1
-
-
-def _run_private(options: argparse.Namespace) -> int:
-    hardening.enter_own_mounts()
-    hardening.mount_memory(os.fsencode(options.private), options.options.encode())
-    warden = Warden(
-        WardenOptions(
-            judges_directory=options.judges, excluded=tuple(options.exclude), private_point=os.path.realpath(options.private)
-        ),
-        _tell_by_line,
+    parser.add_argument("--judges", required=True, metavar="DIRECTORY", help="where judges listen")
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="DIRECTORY",
+        help="about whose files nobody is asked when they are opened",
     )
-    threading.Thread(target=_stop_at_end_of_input, args=(warden,), daemon=True).start()
-    warden.run()
+    parser.add_argument("--private", default="", metavar="DIRECTORY", help="guard a fresh tmpfs there, in an own mount namespace")
+    parser.add_argument("--options", default="size=64m,mode=0755", help="of that tmpfs")
+    parser.add_argument("--plain", action="store_true", help="with --private: ask only what the terms say, as on the computer")
+    options = parser.parse_args(arguments)
+    hardening.die_with_parent()
+    hardening.come_first(nice=NICE)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    excluded = (*(os.path.realpath(path) for path in options.exclude), *JOURNALS)
+    if options.private:
+        return _run_private(options, excluded)
+    channel = CoreChannel(socket.socket(fileno=os.dup(0)))
+    test_failure = run_self_test()
+    channel.send(hello_message([("fanotify_permission_events", not test_failure, test_failure)]))
+    warden_options = WardenOptions(judges_directory=options.judges, excluded=excluded, own_root=os.getppid())
+    Warden(warden_options, CoreOutlet(channel), test_failure=test_failure).run()
     return 0
 
 
-def _stop_at_end_of_input(warden: Warden) -> None:
-    while os.read(0, 4096):
-        pass
-    warden.stop()
-
-
-def _tell_by_line(what: str, of: dict[str, Any]) -> None:
-    os.write(1, json.dumps({"what": what, "of": of}).encode() + b"\n")
+def _run_private(options: argparse.Namespace, excluded: tuple[str, ...]) -> int:
+    point = os.path.realpath(options.private)
+    hardening.enter_own_mounts()
+    hardening.mount_memory(os.fsencode(point), options.options.encode())
+    # A reader that is away or slow must not stop the watch.
+    os.set_blocking(1, False)
+    warden_options = WardenOptions(
+        judges_directory=options.judges, excluded=excluded, only_below=point, is_proof=not options.plain
+    )
+    Warden(warden_options, LineOutlet(), test_failure="").run()
+    return 0
 
 
 if __name__ == "__main__":

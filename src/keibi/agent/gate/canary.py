@@ -3,6 +3,7 @@
 The file is in memory only and belongs to no mount: nobody else comes to open it, and no other file system is needed for it.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -17,7 +18,6 @@ class Canary:
     def __init__(self) -> None:
         self.descriptor = os.memfd_create("keibi-gate-canary", os.MFD_CLOEXEC)
         os.write(self.descriptor, b"canary\n")
-        self.failure = ""
         self._path = f"/proc/self/fd/{self.descriptor}"
         self._asked_at: float | None = None
         self._stop = threading.Event()
@@ -28,10 +28,8 @@ class Canary:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop; an opening that hangs is left to end with the decider."""
+        """Stop; an opening that hangs ends with the decider."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(2 * INTERVAL_SECONDS)
 
     def unanswered_seconds(self) -> float:
         """Return for how long an opening has waited; 0 when none waits."""
@@ -39,12 +37,13 @@ class Canary:
         return 0.0 if asked_at is None else time.monotonic() - asked_at
 
     def _run(self) -> None:
-        while not self._stop.wait(INTERVAL_SECONDS):
-            self._asked_at = time.monotonic()
-            try:
-                os.close(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))
-            except OSError as error:
-                self.failure = f"the canary cannot be opened: {error.strerror}"
-            else:
-                self.failure = ""
-            self._asked_at = None
+        try:
+            while not self._stop.is_set():
+                self._asked_at = time.monotonic()
+                # Denied, or no descriptor left: an answer all the same.
+                with contextlib.suppress(OSError):
+                    os.close(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC))
+                self._asked_at = None
+                self._stop.wait(INTERVAL_SECONDS)
+        finally:
+            os.close(self.descriptor)

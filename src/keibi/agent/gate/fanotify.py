@@ -7,7 +7,6 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterator
 from typing import Final
 
 CLOSE_WRITE: Final = 0x8
@@ -19,8 +18,10 @@ EXEC_PERMISSION: Final = 0x40000
 PERMISSIONS: Final = OPEN_PERMISSION | EXEC_PERMISSION
 
 _CLASS_CONTENT: Final = 0x4
-_INIT_FLAGS: Final = 0x1 | 0x2 | 0x10 | 0x20
-"""CLOEXEC, NONBLOCK, UNLIMITED_QUEUE, UNLIMITED_MARKS."""
+_INIT_FLAGS: Final = 0x1 | 0x2 | 0x20
+"""CLOEXEC, NONBLOCK, UNLIMITED_MARKS."""
+_UNLIMITED_QUEUE: Final = 0x10
+"""For permissions only: what does not fit into a queue goes unjudged. Notifications overflow instead of filling the memory."""
 # O_NONBLOCK: the kernel opens the descriptor while it delivers the event. A FIFO without a writer, or a file under a lease, would
 # else hold up the reader of the group, and with it everybody.
 _EVENT_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOATIME | 0o100000
@@ -28,7 +29,6 @@ _ADD, _REMOVE, _IGNORED, _FLUSH, _FILESYSTEM, _EVICTABLE = 0x1, 0x2, 0x20, 0x80,
 _EVENT = struct.Struct("=IBBHQii")
 _RESPONSE = struct.Struct("=iI")
 _ALLOW, _DENY = 1, 2
-_VERSION = 3
 _READ_BYTES = _EVENT.size * 128
 _PROC_DESCRIPTOR = b"/proc/self/fd/%d"
 
@@ -44,7 +44,9 @@ class Group:
         """
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._libc.fanotify_mark.argtypes = [ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p]
-        self.fd = int(self._libc.fanotify_init(_INIT_FLAGS | (_CLASS_CONTENT if asks_permission else 0), _EVENT_FLAGS))
+        self.fd = int(
+            self._libc.fanotify_init(_INIT_FLAGS | (_CLASS_CONTENT | _UNLIMITED_QUEUE if asks_permission else 0), _EVENT_FLAGS)
+        )
         if self.fd < 0:
             raise _os_error("fanotify_init")
         self._evictable = _EVICTABLE
@@ -97,23 +99,20 @@ class Group:
 
     def heed_all(self) -> None:
         """Undo every `ignore` and `mark_file`."""
-        self._mark(_FLUSH, 0, -100, b"/")
+        self._mark(_FLUSH, 0, -100, None)
         self.pinned_count = 0
 
-    def read(self) -> Iterator[tuple[int, int, int]]:
-        """Yield mask, descriptor and pid of the events that wait, at most 128. The descriptor is the caller's to close.
+    def read(self) -> list[tuple[int, int, int]]:
+        """Return mask, descriptor and pid of the events that wait, at most 128. The descriptors are the caller's to close.
 
         Raises:
-            OSError: the kernel could not open a descriptor for the first event.
+            OSError: the kernel could not open a descriptor for the first event, and has dealt with that one itself.
         """
         try:
             data = os.read(self.fd, _READ_BYTES)
         except BlockingIOError:
-            return
-        for _, version, _, _, mask, descriptor, pid in _EVENT.iter_unpack(data):
-            if version != _VERSION:
-                raise OSError(errno.EPROTO, f"fanotify: events of version {version}, not {_VERSION}")
-            yield mask, descriptor, pid
+            return []
+        return [(mask, descriptor, pid) for _, _, _, _, mask, descriptor, pid in _EVENT.iter_unpack(data)]
 
     def answer(self, descriptor: int, *, is_allowed: bool) -> None:
         """Let the process behind a permission event go on, or fail with EPERM. One answer a call: the kernel reads no more."""

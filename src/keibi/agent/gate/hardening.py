@@ -17,7 +17,7 @@ MOST_DESCRIPTORS = 65536
 def die_with_parent() -> None:
     """Have the kernel kill this process when the thread that started it ends; ends it when that has happened already."""
     parent = os.getppid()
-    if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent or parent == 1:
+    if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
         os._exit(1)
 
 

@@ -23,6 +23,7 @@ class Held:
     has_no_writer: bool  # when it was asked; else a verdict is not remembered
     may_ignore: bool  # whether a kernel mark may stand for the verdict
     asked_at: float
+    epoch: int  # of the gate's memory when it was asked: what was said before a change is not remembered after it
     events: list[tuple[int, int]] = field(default_factory=list)
     waiting: set[int] = field(default_factory=set)  # question ids
     allowed: int = 0  # bits to remember once all have answered
@@ -37,7 +38,6 @@ class Asked:
     id: int
     held: Held
     judge: int
-    epoch: int
     bit: int
     due_at: float
     outgoing: Outgoing
@@ -111,6 +111,10 @@ class Questions:
             del self._open[asked.id]
             self._settle(asked)
         return lost
+
+    def open_of(self, held: Held) -> list[Asked]:
+        """Return the questions about a file that are not answered."""
+        return [self._open[question_id] for question_id in held.waiting if question_id in self._open]
 
     def next_due(self) -> float | None:
         """Return when the next question is due."""

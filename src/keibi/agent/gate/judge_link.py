@@ -1,6 +1,5 @@
 """The gate's side of its connection to one judge; never waits for it (`agent/gate/judging.py`)."""
 
-import contextlib
 import os
 import socket
 import struct
@@ -40,10 +39,8 @@ class JudgeLink:
         self.name = name
         self.terms: Terms | None = None
         self.own: frozenset[int] = frozenset()
-        self.epoch = 0  # grows whenever what it said before is void
         self.connection: socket.socket | None = None
         self.untold: dict[str, int] = {}  # what could not be told, by kind
-        self.missed_count = 0
         self._path = path
         self._waiting: deque[Outgoing] = deque()
 
@@ -74,7 +71,7 @@ class JudgeLink:
             outgoing.drop()
         self._waiting.clear()
 
-    def receive(self) -> dict[str, Any] | None:
+    def receive(self) -> dict[str, Any]:
         """Return the next message.
 
         Raises:
@@ -149,9 +146,3 @@ class JudgeLink:
             return False
         outgoing.drop()
         return True
-
-
-def set_buffer(connection: socket.socket, size: int) -> None:
-    """Let this many bytes be under way to the judge."""
-    with contextlib.suppress(OSError):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)

@@ -119,19 +119,26 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], int | None] | No
     for level, kind, payload in rights:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+    if not data:
+        _close(descriptors)
+        return None
     try:
-        if not data:
-            _close(descriptors)
-            return None
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) > 1:
-            raise ValueError(f"a packet of more than {MAX_PACKET_BYTES} bytes or with {len(descriptors)} descriptors")
-        message = json.loads(data)
-        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
-            raise ValueError(f"a packet without a type: {data[:80]!r}")
+        message = _message_of(data, flags, len(descriptors))
     except ValueError:
         _close(descriptors)
         raise
     return message, descriptors[0] if descriptors else None
+
+
+def _message_of(data: bytes, flags: int, descriptor_count: int) -> dict[str, Any]:
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or descriptor_count > 1:
+        raise ValueError(f"a packet of more than {MAX_PACKET_BYTES} bytes or with {descriptor_count} descriptors")
+    message = json.loads(data)
+    match message:
+        case {"type": str()}:
+            return dict(message)
+        case _:
+            raise ValueError(f"a packet without a type: {data[:80]!r}")
 
 
 def _close(descriptors: "array.array[int]") -> None:

@@ -1,7 +1,7 @@
 """A gate on a mount of its own, for tests and `keibi prove`: it asks the same judges, and holds up nobody else.
 
-Its processes live in a mount namespace of their own, where a fresh tmpfs lies at the given directory; the permission marks are on that
-tmpfs alone. Nothing outside this namespace sees the tmpfs, so nothing outside can be held up.
+Its processes live in a mount namespace of their own, where a fresh tmpfs lies at the given directory; the permission marks
+are on that tmpfs alone. Nothing outside this namespace sees the tmpfs, so nothing outside can be held up.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from keibi.agent.gate import hardening
 
@@ -25,13 +25,23 @@ class PrivateGate:
     """A context manager; on leaving, gate, mount and everything in it are gone."""
 
     def __init__(
-        self, directory: str, judges_directory: str, *, options: str = "size=64m,mode=0755", excluded: tuple[str, ...] = ()
+        self,
+        directory: str,
+        judges_directory: str,
+        *,
+        options: str = "size=64m,mode=0755",
+        excluded: tuple[str, ...] = (),
+        is_proof: bool = True,
     ) -> None:
-        """Prepare a gate at `directory` (which must exist) that asks every judge listening in `judges_directory`."""
+        """Prepare a gate at `directory` (which must exist) that asks every judge listening in `judges_directory`.
+
+        It asks as if policies prevented; without `is_proof`, what the terms say.
+        """
         self.directory = os.path.realpath(directory)
         self._judges_directory = judges_directory
         self._options = options
         self._excluded = excluded
+        self._is_proof = is_proof
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self.state: dict[str, Any] = {}
@@ -39,7 +49,7 @@ class PrivateGate:
         self.happenings: list[dict[str, Any]] = []
         """What the gate told besides, oldest first: {"what": "closed", "reason": …}."""
 
-    def __enter__(self) -> "PrivateGate":
+    def __enter__(self) -> Self:
         """Start it, and wait until every judge that listens has told its terms and the mount is marked.
 
         Raises:
@@ -48,6 +58,8 @@ class PrivateGate:
         """
         argv = [sys.executable, "-m", "keibi.agent.gate", "--judges", self._judges_directory, "--private", self.directory]
         argv += ["--options", self._options]
+        if not self._is_proof:
+            argv.append("--plain")
         for directory in self._excluded:
             argv += ["--exclude", directory]
         self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -179,8 +191,8 @@ class PrivateGate:
             return False
         listening = {name[:-5] for name in os.listdir(self._judges_directory) if name.endswith(".sock")}
         known = {name for name, generation in state["judges"].items() if generation >= 0}
-        is_marked = any(mount[2] == "permission" for mount in state["mounts"]) or not state["wants_holding"]
-        return bool(state["mounts"]) and listening <= known and is_marked
+        is_settled = state["is_enforcing"] or not state["wants_holding"] or bool(state["reason"])
+        return bool(state["mounts"]) and listening <= known and is_settled
 
     def _read_lines(self) -> bool:
         if self._process is None or self._process.stdout is None:

@@ -1,8 +1,8 @@
 """When a verdict may be remembered, and when a mark in the kernel may stand for it.
 
-A verdict is remembered for a file that nobody has open for writing and that has not changed within two seconds: its times then tell
-any later change (times of two changes in quick succession can be equal). A store through a shared mapping does not clear an ignore
-mark of the kernel. So one is set only where root alone could make such a store.
+A verdict is remembered for a file that nobody has open for writing and that has not changed within two seconds: its times
+then tell any later change (times of two changes in quick succession can be equal). A store through a shared mapping does not
+clear an ignore mark of the kernel. So one is set only where root alone could make such a store.
 """
 
 import fcntl

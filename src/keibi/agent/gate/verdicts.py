@@ -10,6 +10,8 @@ from keibi.agent.gate.judging import EXEC, OPEN, WRITTEN
 
 EVENT_BITS: Final = {EXEC: 0, OPEN: 1, WRITTEN: 2}
 MAX_JUDGES: Final = 8
+IGNORABLE: Final = 1 << (MAX_JUDGES * 4)
+"""Stands among the allowed bits of a file for which a mark in the kernel may stand in."""
 
 Identity = int
 Stamp = tuple[int, int, int]

@@ -1,8 +1,10 @@
-"""The warden: the decider's parent, which finds what is to be guarded and ends a decider that does not answer.
+"""The warden: the decider's parent, which ends a decider that does not answer, and starts another.
 
-Theory of operation. The main thread starts the decider, waits for what it says, and looks ten times a second whether the canary is
-answered; it never opens a file of a marked file system itself while the gate enforces, since it would wait for the very process that it
-watches. A second thread opens the canary; a third follows mounts and judges and hands them to the decider by descriptor.
+Theory of operation. The main thread starts the decider, takes what it and the core say, and looks twenty times a second
+whether the canary is answered. It opens no file of a marked file system meanwhile, for it would wait for the very process
+that it watches. Holding is allowed in this order: some judge wants it, the self-test on a private mount passed, the canary
+was seen by the decider. When the decider ends, for whatever reason, the kernel has allowed everything that waited; another
+one starts, later each time.
 """
 
 import contextlib
@@ -12,21 +14,25 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from keibi.agent.gate import judging, mount_table
+from keibi.agent.gate import judging
 from keibi.agent.gate.canary import Canary
+from keibi.agent.gate.following import Follower
 
 UNANSWERED_SECONDS: Final = 0.7
-"""With the canary's interval this is below one second."""
+"""With the canary's interval this stays below one second."""
+SILENT_SECONDS: Final = 10.0
+"""The decider says something every two seconds; this ends one that hangs while there is no canary."""
+CANARY_SEEN_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 0.05
-FOLLOW_SECONDS: Final = 0.2
-FOREIGN_SECONDS: Final = 1.0
+LEAST_WAIT_SECONDS: Final = 0.25
 MOST_WAIT_SECONDS: Final = 30.0
+CALM_SECONDS: Final = 60.0
+"""A decider that ran for so long is restarted without waiting long."""
+SELF_TEST_SECONDS: Final = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,213 +40,240 @@ class WardenOptions:
     """What a gate is to do."""
 
     judges_directory: str
-    excluded: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()  # directories about whose files nobody is asked when they are opened
     own_root: int = 0  # the process whose descendants are the agent; 0: none
-    private_point: str = ""  # guard this mount alone, asking as if policies prevented
+    only_below: str = ""  # no mount but those at or beneath this directory is ever marked
+    is_proof: bool = False  # ask as if policies prevented
+
+
+class Outlet(Protocol):
+    """Whom the warden tells what happens, and who may end it."""
+
+    def fileno(self) -> int:
+        """Return the descriptor on which orders come."""
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether something waits to be written."""
+
+    def on_ready(self) -> bool:
+        """Take orders; False: end."""
+
+    def flush(self) -> None:
+        """Write what waits."""
+
+    def tell(self, what: str, of: dict[str, Any]) -> None:
+        """Tell "state", "closed", "restarted" or "overflowed"; must not wait."""
 
 
 @dataclass
-class DeciderProcess:
+class _Decider:
     """A running decider."""
 
     process: subprocess.Popen[bytes]
     channel: socket.socket
+    started_at: float
+    heard_at: float
+    is_restart: bool
     canary: Canary | None = None
+    canary_at: float = 0.0
     may_hold: bool = False
+    wants_holding: bool = False
     state: dict[str, Any] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
-        """Send it an order; one that has ended is noticed elsewhere."""
-        with self.lock, contextlib.suppress(OSError):
-            judging.send(self.channel, message, descriptor)
 
 
 class Warden:
-    """See the module's docstring. `run` returns when `stop` was called or the core is gone."""
+    """See the module's docstring. `run` returns when the outlet says so."""
 
-    def __init__(self, options: WardenOptions, tell: Callable[[str, dict[str, Any]], None]) -> None:
-        """Make it; `tell` is called with "state", "closed", "restarted" or "overflowed" and what is to be said of it."""
+    def __init__(self, options: WardenOptions, outlet: Outlet, *, test_failure: str) -> None:
+        """Make it; `test_failure` is why permission events cannot be used here, or ""."""
         self._options = options
-        self._tell = tell
-        self._decider: DeciderProcess | None = None
-        self._wake_end, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._follow_again = threading.Event()
+        self._outlet = outlet
+        self._test_failure = test_failure
+        self._follower = Follower(options.judges_directory, options.only_below)
         self._is_stopping = False
-        self.is_tested = bool(options.private_point)
-        self.test_failure = ""
-
-    def stop(self) -> None:
-        """Have `run` return; may be called from any thread or signal handler."""
-        self._is_stopping = True
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake, b"s")
+        self._restarts = 0
+        self._last_end = ""
 
     def run(self) -> None:
         """Keep a decider running."""
-        follower = threading.Thread(target=self._follow, name="mounts", daemon=True)
-        follower.start()
-        wait = 0.25
+        self._follower.start()
+        wait = LEAST_WAIT_SECONDS
         while not self._is_stopping:
-            started_at = time.monotonic()
-            self._decider = self._start_decider()
-            self._follow_again.set()
-            reason = self._watch(self._decider)
-            self._end(self._decider)
-            self._decider = None
+            decider = self._start()
+            try:
+                reason = self._watch(decider)
+            finally:
+                self._end(decider)
             if self._is_stopping:
                 return
-            self._tell("closed", {"reason": reason})
-            if time.monotonic() - started_at > MOST_WAIT_SECONDS * 2:
-                wait = 0.25
+            wait = LEAST_WAIT_SECONDS if time.monotonic() - decider.started_at > CALM_SECONDS else wait
+            self._restarts += 1
+            self._last_end = f"the gate was closed: {reason}"
+            self._outlet.tell("closed", {"reason": reason, "was_enforcing": decider.may_hold, "again_in_seconds": wait})
             self._pause(wait)
             wait = min(MOST_WAIT_SECONDS, wait * 2)
 
-    def _start_decider(self) -> DeciderProcess:
+    def _start(self) -> _Decider:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "keibi.agent.gate.decider"],
+                # -S: nothing of site-packages is needed there, and it costs a third of the memory.
+                [sys.executable, "-S", "-m", "keibi.agent.gate.decider"],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
+                env={"PYTHONPATH": _package_directory(), "PYTHONDONTWRITEBYTECODE": "1"},
                 process_group=0,
             )
-        decider = DeciderProcess(process, ours)
-        decider.send(
+        ours.settimeout(SILENT_SECONDS / 2)
+        now = time.monotonic()
+        decider = _Decider(process, ours, now, now, is_restart=self._restarts > 0)
+        self._order(
+            decider,
             {
                 "type": "begin",
                 "judges": self._options.judges_directory,
                 "excluded": list(self._options.excluded),
                 "own": [os.getpid()],
                 "own_root": self._options.own_root,
-                "is_proof": bool(self._options.private_point),
-            }
+                "is_proof": self._options.is_proof,
+                "restarts": self._restarts,
+                "reason": self._last_end,
+            },
         )
-        if self._options.private_point:
-            self._allow_holding(decider)
+        self._follower.serve(ours)
         return decider
 
-    def _allow_holding(self, decider: DeciderProcess) -> None:
-        decider.canary = Canary()
-        decider.send({"type": "canary"}, decider.canary.descriptor)
-        decider.canary.start()
-        decider.may_hold = True
-        decider.send({"type": "may_hold", "is_allowed": True, "reason": ""})
-
-    def _watch(self, decider: DeciderProcess) -> str:
+    def _watch(self, decider: _Decider) -> str:
         """Serve the decider until it has to end; returns why."""
-        poll = select.poll()
-        poll.register(decider.channel.fileno(), select.POLLIN)
-        poll.register(self._wake_end, select.POLLIN)
         while not self._is_stopping:
-            for descriptor, _ in poll.poll(LOOK_SECONDS * 1000):
-                if descriptor == self._wake_end:
-                    os.read(self._wake_end, 64)
-                elif (message := self._received(decider)) is None:
+            for descriptor in self._ready(decider.channel.fileno(), LOOK_SECONDS):
+                if descriptor != decider.channel.fileno():
+                    self._serve_outlet()
+                elif (message := _received(decider)) is None:
                     return _how_ended(decider.process)
                 else:
                     self._on_message(decider, message)
-            canary = decider.canary
-            if canary is not None and canary.unanswered_seconds() > UNANSWERED_SECONDS:
-                return f"it did not answer within {UNANSWERED_SECONDS} s"
+            now = time.monotonic()
+            if decider.canary is not None:
+                if decider.canary.unanswered_seconds() > UNANSWERED_SECONDS:
+                    return f"it did not answer within {UNANSWERED_SECONDS} s"
+                if not decider.may_hold and now - decider.canary_at > CANARY_SEEN_SECONDS:
+                    self._refuse(decider, "the kernel tells nothing of a marked file in memory")
+            if now - decider.heard_at > SILENT_SECONDS:
+                return f"it said nothing for {SILENT_SECONDS:.0f} s"
         return "stopped"
 
-    def _received(self, decider: DeciderProcess) -> dict[str, Any] | None:
-        try:
-            received = judging.receive(decider.channel)
-        except (OSError, ValueError):
-            return None
-        return None if received is None else received[0]
-
-    def _on_message(self, decider: DeciderProcess, message: dict[str, Any]) -> None:
+    def _on_message(self, decider: _Decider, message: dict[str, Any]) -> None:
+        decider.heard_at = time.monotonic()
         match message["type"]:
-            case "mounts_wanted":
-                self._follow_again.set()
+            case "wants":
+                decider.wants_holding = bool(message["holding"])
+                self._follower.look_again(wants_network=bool(message["network"]))
+                self._settle(decider)
+            case "canary_seen":
+                if decider.canary is not None and not decider.may_hold:
+                    decider.may_hold = True
+                    self._order(decider, {"type": "may_hold", "is_allowed": True, "reason": ""})
             case "overflow":
-                self._tell("overflowed", {})
+                self._outlet.tell("overflowed", {})
             case "state":
+                is_ready = message["is_enforcing"] if decider.wants_holding else bool(message["mounts"])
+                if decider.is_restart and is_ready:
+                    decider.is_restart = False
+                    self._outlet.tell("restarted", {"restarts": self._restarts, "is_enforcing": message["is_enforcing"]})
                 decider.state = message
-                self._tell("state", message)
+                self._outlet.tell("state", {**message, "wants_holding": decider.wants_holding})
 
-    def _end(self, decider: DeciderProcess) -> None:
+    def _settle(self, decider: _Decider) -> None:
+        """Take the next step towards holding, or away from it."""
+        if decider.wants_holding and decider.canary is None and not self._test_failure:
+            decider.canary = Canary()
+            decider.canary_at = time.monotonic()
+            self._order(decider, {"type": "canary"}, decider.canary.descriptor)
+            decider.canary.start()
+        elif decider.wants_holding and self._test_failure:
+            self._refuse(decider, self._test_failure)
+        elif not decider.wants_holding and decider.may_hold:
+            self._refuse(decider, "")
+
+    def _refuse(self, decider: _Decider, reason: str) -> None:
+        self._order(decider, {"type": "may_hold", "is_allowed": False, "reason": reason})
+        self._test_failure = reason
+        decider.may_hold = False
+        self._drop_canary(decider)
+
+    def _order(self, decider: _Decider, message: dict[str, Any], descriptor: int | None = None) -> None:
+        # One that does not take its orders does not answer the canary either.
+        with contextlib.suppress(OSError):
+            judging.send(decider.channel, message, descriptor, flags=socket.MSG_DONTWAIT)
+
+    def _end(self, decider: _Decider) -> None:
         # Killing comes first: from that moment the kernel allows everything that waits.
         with contextlib.suppress(ProcessLookupError):
             decider.process.send_signal(signal.SIGKILL)
         decider.process.wait()
+        self._follower.serve(None)
         decider.channel.close()
+        self._drop_canary(decider)
+
+    def _drop_canary(self, decider: _Decider) -> None:
         if decider.canary is not None:
             decider.canary.close()
-            os.close(decider.canary.descriptor)
+            decider.canary = None
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while not self._is_stopping and (left := until - time.monotonic()) > 0:
-            select.select([self._wake_end], [], [], left)
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._wake_end, 64)
+            if self._ready(None, left):
+                self._serve_outlet()
 
-    # --- what is to be guarded
-
-    def _follow(self) -> None:
-        own_table = open("/proc/self/mountinfo", "rb", buffering=0)  # noqa: SIM115 -- open as long as the process lives
-        own_namespace = os.readlink("/proc/self/ns/mnt")
+    def _ready(self, channel: int | None, seconds: float) -> list[int]:
         poll = select.poll()
-        poll.register(own_table.fileno(), select.POLLERR | select.POLLPRI)
-        names: list[str] = []
-        told: list[mount_table.Mount] = []
-        foreign: list[mount_table.Mount] = []
-        foreign_at = 0.0
-        while not self._is_stopping:
-            is_new = self._follow_again.is_set()
-            self._follow_again.clear()
-            found = _judge_names(self._options.judges_directory)
-            decider = self._decider
-            if decider is not None:
-                if is_new or found != names:
-                    names = found
-                    decider.send({"type": "judges", "names": names})
-                is_changed = bool(poll.poll(0))
-                now = time.monotonic()
-                if not self._options.private_point and (is_new or now >= foreign_at):
-                    foreign = [
-                        mount
-                        for pid, table in mount_table.foreign_tables(own_namespace)
-                        for mount in mount_table.parse_mounts(table, f"/proc/{pid}/root")
-                    ]
-                    # However many namespaces there are, looking takes at most one fiftieth of a processor.
-                    foreign_at = now + max(FOREIGN_SECONDS, 50 * (time.monotonic() - now))
-                mounts = mount_table.parse_mounts(mount_table.read_table("/proc/self/mountinfo")) + foreign
-                if is_new or is_changed or _without_process(mounts) != _without_process(told):
-                    told = mounts
-                    self._hand_over(decider, mounts)
-            self._follow_again.wait(FOLLOW_SECONDS)
+        poll.register(self._outlet.fileno(), select.POLLIN | (select.POLLOUT if self._outlet.is_blocked else 0))
+        if channel is not None:
+            poll.register(channel, select.POLLIN)
+        return [descriptor for descriptor, _ in poll.poll(seconds * 1000)]
 
-    def _hand_over(self, decider: DeciderProcess, mounts: list[mount_table.Mount]) -> None:
-        for device, group in mount_table.by_device(mounts).items():
-            if self._options.private_point and not any(
-                os.fsdecode(mount.point) == self._options.private_point for mount in group
-            ):
-                continue
-            descriptor = mount_table.reach(group)
-            if descriptor is None:
-                continue
-            points = list(dict.fromkeys(judging.path_text(mount.point) for mount in group))[: mount_table.MAX_POINTS]
-            try:
-                decider.send({"type": "mount", "device": device, "fstype": group[0].type, "points": points}, descriptor)
-            finally:
-                os.close(descriptor)
-        decider.send({"type": "mounts_end"})
+    def _serve_outlet(self) -> None:
+        self._outlet.flush()
+        if not self._outlet.on_ready():
+            self._is_stopping = True
 
 
-def _without_process(mounts: list[mount_table.Mount]) -> list[tuple[int, str, bytes, str]]:
-    return [(mount.id, mount.device, mount.point, mount.type) for mount in mounts]
-
-
-def _judge_names(directory: str) -> list[str]:
+def run_self_test() -> str:
+    """Return why permission events cannot be used on this computer, or "" when they can; tried on a mount of the test's own."""
     try:
-        return sorted(name[:-5] for name in os.listdir(directory) if name.endswith(".sock"))
-    except OSError:
-        return []
+        done = subprocess.run(
+            [sys.executable, "-S", "-m", "keibi.agent.gate.self_test"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env={"PYTHONPATH": _package_directory(), "PYTHONDONTWRITEBYTECODE": "1"},
+            timeout=SELF_TEST_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"the self-test did not end within {SELF_TEST_SECONDS:.0f} s"
+    said = done.stdout.decode("utf-8", "replace").strip()
+    if done.returncode == 0:
+        return ""
+    return f"the self-test failed: {said or f'exit code {done.returncode}'}"
+
+
+def _package_directory() -> str:
+    """Return the directory in which the package `keibi` lies."""
+    directory = os.path.abspath(__file__)
+    for _ in range(4):
+        directory = os.path.dirname(directory)
+    return directory
+
+
+def _received(decider: _Decider) -> dict[str, Any] | None:
+    try:
+        received = judging.receive(decider.channel)
+    except (OSError, ValueError):
+        return None
+    return None if received is None else received[0]
 
 
 def _how_ended(process: subprocess.Popen[bytes]) -> str:

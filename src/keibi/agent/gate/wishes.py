@@ -2,11 +2,12 @@
 
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from keibi.agent.gate import fanotify
-from keibi.agent.gate.judging import EXEC, OFF, OPEN, PREVENT, SOFTWARE, WATCH, WRITTEN, Terms
+from keibi.agent.gate.files import is_below
+from keibi.agent.gate.judging import EXEC, OFF, OPEN, PREVENT, SOFTWARE, WRITTEN, Terms
 
 NETWORK_TYPES: Final = frozenset({
     "9p", "afs", "ceph", "cifs", "coda", "davfs", "gfs2", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "smb3", "smbfs",
@@ -30,8 +31,8 @@ class Place:
 
     @property
     def is_network(self) -> bool:
-        """Whether a server, or a process of any user (FUSE), answers for it."""
-        return self.type in NETWORK_TYPES or self.type == "fuse" or self.type.startswith("fuse.")
+        """Whether something else than this kernel answers for it."""
+        return is_network_type(self.type)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Wish:
     terms: Terms
     held: frozenset[str]  # events for which the kernel holds the process
     watched: frozenset[str]  # events that are only told
+    excluded: tuple[bytes, ...]
+    wants_holding: bool  # whether something ought to be held up, be it allowed now or not
 
     def covers(self, place: Place) -> bool:
         """Whether this judge is asked about files of a file system."""
@@ -51,27 +54,28 @@ class Wish:
 
     def excludes(self, path: bytes) -> bool:
         """Whether this judge wants no questions about a path."""
-        return any(
-            path.startswith(directory) and path[len(directory) : len(directory) + 1] in (b"/", b"")
-            for directory in self._excluded
-        )
+        return is_below(path, self.excluded)
 
-    @property
-    def _excluded(self) -> tuple[bytes, ...]:
-        return tuple(directory.encode("utf-8", "surrogateescape") for directory in self.terms.excluded)
+
+def is_network_type(type_: str) -> bool:
+    """Return whether a server, or a process of any user (FUSE), answers for file systems of this type."""
+    return type_ in NETWORK_TYPES or type_ == "fuse" or type_.startswith("fuse.")
 
 
 def wish_of(judge: int, terms: Terms, *, is_proof: bool, may_hold: bool) -> Wish:
     """Return what terms come to. A private gate asks as if the policy prevented; one that may not hold only watches."""
     events = frozenset(terms.events)
+    holdable = frozenset((EXEC, OPEN)) if is_proof else events & {EXEC, OPEN}
+    wants_holding = terms.mode != OFF and bool(holdable) and (is_proof or terms.mode == PREVENT)
     if terms.mode == OFF:
-        return Wish(judge, terms, frozenset(), frozenset())
-    if is_proof:
-        return Wish(judge, replace(terms, mode=PREVENT), frozenset((EXEC, OPEN)), events & {WRITTEN})
-    if terms.mode == PREVENT and may_hold:
-        return Wish(judge, terms, events & {EXEC, OPEN}, events & {WRITTEN})
-    # What could not be held up is still told, so that it is at least found.
-    return Wish(judge, terms, frozenset(), events if terms.mode == WATCH else events - {OPEN})
+        held, watched = frozenset[str](), frozenset[str]()
+    elif wants_holding and may_hold:
+        held, watched = holdable, events & {WRITTEN}
+    else:
+        # What may not be held up is still told, so that it is at least found; openings are too many for that.
+        held, watched = frozenset(), events - {OPEN} if wants_holding else events
+    excluded = tuple(directory.encode("utf-8", "surrogateescape") for directory in terms.excluded)
+    return Wish(judge, terms, held, watched, excluded, wants_holding)
 
 
 def permission_mask(wishes: Iterable[Wish], place: Place) -> int:

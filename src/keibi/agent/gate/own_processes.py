@@ -1,0 +1,62 @@
+"""The agent's own processes, about which nobody is asked: a judge that waited for itself would wait for ever."""
+
+import os
+from collections.abc import Iterable
+from typing import Final
+
+_INIT_PID: Final = 1
+_MOST_STEPS: Final = 32
+
+
+class OwnProcesses:
+    """Tells the agent's processes from others: those named, what judges declared, and what descends from the core."""
+
+    def __init__(self, named: Iterable[int] = ()) -> None:
+        self._named = frozenset((_INIT_PID, *named))
+        self._declared: dict[str, frozenset[int]] = {}
+        self._all = self._named
+        self._root = 0
+
+    def name(self, pids: Iterable[int], root: int) -> None:
+        """Add processes of the agent; descendants of `root` (0: none) are its too."""
+        self._named |= frozenset(pids)
+        self._root = root
+        self._gather()
+
+    def declare(self, judge: str, pids: Iterable[int]) -> None:
+        """Take what a judge says its processes are, in place of what it said before."""
+        self._declared[judge] = frozenset(pids)
+        self._gather()
+
+    def __contains__(self, pid: int) -> bool:
+        return pid in self._all
+
+    def descends(self, pid: int) -> bool:
+        """Return whether a process descends from the core; reads /proc, so it is asked only where the answer matters."""
+        if not self._root:
+            return False
+        for _ in range(_MOST_STEPS):
+            if pid == self._root:
+                return True
+            if pid <= 1:
+                return False
+            pid = parent_of(pid)
+        return False
+
+    def _gather(self) -> None:
+        self._all = self._named.union(*self._declared.values())
+
+
+def parent_of(pid: int) -> int:
+    """Return the parent's process id; 0 when it has none or the process is gone."""
+    try:
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        # The name in parentheses may hold anything, so what follows the last one counts.
+        return int(os.read(descriptor, 1024).rpartition(b")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    finally:
+        os.close(descriptor)
