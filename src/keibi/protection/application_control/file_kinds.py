@@ -29,7 +29,8 @@ def kind_of(path: bytes, mode: int, head: bytes, script_suffixes: Iterable[str])
         if type_ not in (_ET_EXEC, _ET_DYN):
             return None  # a core file
         name = path.rpartition(b"/")[2]
-        is_library = type_ == _ET_DYN and (not is_executable or name.endswith(b".so") or b".so." in name)
+        # A position-independent program is of the same type as a library, and has no execute bit while it is being written.
+        is_library = type_ == _ET_DYN and (name.endswith(b".so") or b".so." in name)
         return FileKind.LIBRARY if is_library else FileKind.PROGRAM
     if head.startswith(b"#!"):
         return FileKind.SCRIPT

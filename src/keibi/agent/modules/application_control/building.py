@@ -25,7 +25,7 @@ from keibi.agent.modules.integrity_monitoring.walk import Visit, Walk
 from keibi.protection.application_control.events import FileKind, PackageRecord, ReasonCode
 from keibi.protection.application_control.file_kinds import HEAD_BYTES, kind_of
 
-PASS_SETTING = "pass"
+NUMBER_SETTING = "number_of_pass"
 BUILT_SETTING = "built_at"
 _BATCH = 200
 _PROGRESS_SECONDS = 0.5
@@ -84,7 +84,7 @@ class Pass:
         self._own = own_directory.rstrip(b"/") + b"/"
         self._is_cancelled = is_cancelled
         self._on_progress = on_progress
-        self._number = int(inventory.setting(PASS_SETTING) or b"0") + 1
+        self._number = int(inventory.setting(NUMBER_SETTING) or b"0") + 1
         self._known = inventory.keys()
         built_at = float(inventory.setting(BUILT_SETTING) or b"0")
         # What was no software then, and has not changed, is none now.
@@ -242,7 +242,7 @@ class Pass:
                 if not os.path.lexists(path):
                     self._inventory.remove(path)
                     self.outcome.gone_count += 1
-            self._inventory.put_setting(PASS_SETTING, str(self._number).encode())
+            self._inventory.put_setting(NUMBER_SETTING, str(self._number).encode())
             self._inventory.put_setting(BUILT_SETTING, str(started_at).encode())
 
     def _tell(self, expected: int, path: bytes) -> None:

@@ -231,6 +231,14 @@ class Inventory:
         with self.lock:
             self.connection.execute("DELETE FROM software WHERE is_proof=1")
 
+    def put_package(self, path: bytes, package: PackageRecord) -> None:
+        """Note which package a file belongs to."""
+        with self.lock:
+            self.connection.execute(
+                "UPDATE software SET package=?, version=?, origin=?, signer=? WHERE path=? AND is_proof=0",
+                (package.name, package.version, package.origin, package.signer, path),
+            )
+
     def without_package(self, limit: int) -> list[Software]:
         """Return files that a trusted updater brought and whose package was not known yet."""
         with self.lock:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from keibi.agent.gate.judging import EXEC, OPEN, WRITTEN, FileKey, Question
 from keibi.agent.judge_server import Asked
-from keibi.agent.linux.accounts import AccountNames
 from keibi.agent.modules.application_control import asking
 from keibi.agent.modules.application_control.contents import TooSlowError, Writers, settled_content, writers_of
 from keibi.agent.modules.application_control.inventory import Inventory, Software
@@ -69,7 +68,6 @@ class Judge:
         inventory: Inventory,
         packages: Packages,
         book: ProcessBook,
-        names: AccountNames,
         reporter: Reporter,
         floor: Floor,
         *,
@@ -85,7 +83,6 @@ class Judge:
         self._inventory = inventory
         self._packages = packages
         self._book = book
-        self._names = names
         self._floor = floor
         self._maintenance = maintenance
         self._unlocked = unlocked

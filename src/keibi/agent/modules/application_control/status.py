@@ -1,0 +1,77 @@
+"""How the module is, in words that an administrator can act on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from keibi.agent.gate.judging import GateState
+from keibi.agent.modules.application_control.policies import Policy
+from keibi.contract.names import ModuleId
+from keibi.contract.policy import ModuleState
+from keibi.contract.status import Health, ModuleStatus, NotEnforced
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What there is to say of the worker. Empty texts: nothing of the kind."""
+
+    generation: int
+    policy: Policy | None
+    is_inventory_there: bool
+    progress: str
+    trouble: str
+    damage: str
+    problems: Sequence[str]
+    gates: Sequence[GateState]  # without private ones
+    maintenance_minutes: float
+    unlocked_minutes: float
+
+
+def status_of(condition: Condition, metrics: dict[str, float]) -> ModuleStatus:
+    """Return the module's status."""
+    policy, module = condition.policy, ModuleId.APPLICATION_CONTROL
+    if policy is None or policy.state is ModuleState.OFF:
+        health = Health.ERROR if condition.trouble else Health.INACTIVE
+        return ModuleStatus(module, health, condition.trouble, condition.generation)
+    not_enforced = _not_enforced(condition, policy)
+    health, message = _health(condition, len(not_enforced))
+    return ModuleStatus(module, health, message, condition.generation, len(policy.known.rules), not_enforced, metrics)
+
+
+def _not_enforced(condition: Condition, policy: Policy) -> list[NotEnforced]:
+    found = []
+    holds = policy.prevents or policy.known.has_block_rules
+    if not condition.gates:
+        found.append(NotEnforced("real time", "no gate is connected: nothing is seen or held", "gate_away"))
+    elif holds and not any(gate.is_enforcing for gate in condition.gates):
+        reason = next((gate.reason for gate in condition.gates if gate.reason), "the gate does not hold programs yet")
+        found.append(NotEnforced("blocking", reason, "gate_not_enforcing"))
+    if holds and condition.unlocked_minutes:
+        minutes = f"for another {condition.unlocked_minutes:.0f} minutes"
+        found.append(NotEnforced("blocking", f"unlocked on the computer {minutes}; it is only reported", "unlocked"))
+    for gate in condition.gates:
+        found += [
+            NotEnforced(f"software on {point}", reason, "mount_not_watched")
+            for point, _, how, reason in gate.mounts
+            if how == "none" and reason
+        ][:20]
+    return found
+
+
+def _health(condition: Condition, not_enforced_count: int) -> tuple[Health, str]:
+    if condition.trouble:
+        return Health.ERROR, condition.trouble
+    if not condition.is_inventory_there:
+        said = f": {condition.progress}" if condition.progress else ""
+        return Health.STARTING, f"building the inventory{said}"
+    if condition.unlocked_minutes:
+        return Health.WARNING, f"unlocked for another {condition.unlocked_minutes:.0f} minutes: nothing is blocked"
+    if condition.damage:
+        return Health.WARNING, condition.damage
+    if not_enforced_count:
+        return Health.WARNING, f"{not_enforced_count} parts of the policy do not run here"
+    if condition.maintenance_minutes:
+        return Health.ACTIVE, f"maintenance for another {condition.maintenance_minutes:.0f} minutes: what is written is trusted"
+    if condition.problems:
+        count = len(condition.problems)
+        return Health.WARNING, f"{count} places could not be read, the first: {condition.problems[0]}"
+    return Health.ACTIVE, condition.progress
