@@ -47,6 +47,16 @@ def workers_of(config: AgentConfig) -> tuple[WorkerSpec, ...]:
             serves=ModuleId.INTEGRITY_MONITORING,
             module=ModuleId.INTEGRITY_MONITORING,
         ),
+        WorkerSpec(
+            name="application_control",
+            argv=(
+                *(sys.executable, "-m", "keibi.agent.modules.application_control.worker"),
+                *("--state", os.path.join(config.state_directory, "application_control")),
+                *("--judges", os.path.join(config.state_directory, "judges")),
+            ),
+            serves=ModuleId.APPLICATION_CONTROL,
+            module=ModuleId.APPLICATION_CONTROL,
+        ),
     )
 
 
