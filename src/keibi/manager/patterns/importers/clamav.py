@@ -22,8 +22,7 @@ _HEX_BODY = r"[0-9A-Fa-f?*{}()|!\[\]\-<>LWB~^]+"
 _LINE: dict[str, re.Pattern[str]] = {
     suffix: re.compile(pattern)
     for suffixes, pattern in (
-        ("hdb hdu", rf"[0-9A-Fa-f]{{32}}:(\d+|\*):{_NAME}{_LEVELS}"),
-        ("hsb hsu", rf"([0-9A-Fa-f]{{64}}|[0-9A-Fa-f]{{40}}|[0-9A-Fa-f]{{32}}):(\d+|\*):{_NAME}{_LEVELS}"),
+        ("hdb hdu hsb hsu", rf"([0-9A-Fa-f]{{64}}|[0-9A-Fa-f]{{40}}|[0-9A-Fa-f]{{32}}):(\d+|\*):{_NAME}{_LEVELS}"),
         ("mdb mdu", rf"(\d+|\*):[0-9A-Fa-f]{{32}}:{_NAME}{_LEVELS}"),
         ("msb msu", rf"(\d+|\*):([0-9A-Fa-f]{{64}}|[0-9A-Fa-f]{{40}}):{_NAME}{_LEVELS}"),
         ("imp", rf"[0-9A-Fa-f]{{32}}:(\d+|\*):{_NAME}{_LEVELS}"),
@@ -36,6 +35,8 @@ _LINE: dict[str, re.Pattern[str]] = {
     )
     for suffix in suffixes.split()
 }
+_FILE_HASHES = frozenset({"hdb", "hdu", "hsb", "hsu"})
+"""Their lines are told apart by the length of the hash, and not by the suffix."""
 _NOT_TAKEN = {
     "cbc": ("bytecode_refused", "bytecode is a program that would run inside clamd: it is not taken"),
     "cfg": ("not_a_database", "settings of ClamAV are not taken from a database"),
@@ -120,7 +121,7 @@ class ClamavDatabases:
                 self._tally.refuse(where, line[:80], f"no line of a .{suffix} database: clamd would refuse all", "malformed")
                 continue
             first = line.partition(":")[0]
-            if suffix in ("hsb", "hsu") and len(first) == 64:
+            if suffix in _FILE_HASHES and len(first) == 64:
                 self._hashes.add(where, first)
                 continue
             if suffix == "sfp" and len(first) == 64:

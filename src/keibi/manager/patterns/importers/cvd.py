@@ -67,9 +67,7 @@ def packed(data: bytes, header: Header, where: str) -> bytes:
     """
     rest = data[HEADER_BYTES:]
     if len(header.md5) == 32 and hashlib.md5(rest, usedforsecurity=False).hexdigest() != header.md5:
-        raise RefusedError(
-            "clamav_altered", "the database does not have the digest that its header names", where=where, hint=_WHOLE
-        )
+        raise RefusedError("clamav_altered", "the database has another digest than its header names", where=where, hint=_WHOLE)
     return rest
 
 

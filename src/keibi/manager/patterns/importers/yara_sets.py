@@ -51,15 +51,15 @@ class YaraSets:
             self._tally.refuse(member.name, member.name, f"the file is not UTF-8 (byte {error.start})", "not_utf8")
             return
         self._tally.files_count += 1
-        units, rest = cut(text)
-        if rest:
-            line = text.count("\n", 0, text.rfind(rest)) + 1
+        parts = cut(text)
+        if parts.rest:
+            line = text.count("\n", 0, text.rfind(parts.rest)) + 1
             reason = "this is no rule, or one whose end is missing"
-            self._tally.refuse(f"{member.name}:{line}", rest[:100], reason, "yara_unfinished")
-        kept = [unit for unit in units if self._is_wanted(member.name, unit)]
+            self._tally.refuse(f"{member.name}:{line}", parts.rest[:100], reason, "yara_unfinished")
+        kept = [unit for unit in parts.units if self._is_wanted(member.name, unit)]
         good = self._good(member.name, kept)
         if good:
-            self._keep(member.name, good)
+            self._keep(member.name, parts.header, good)
 
     def contents(self, set_name: str) -> list[Content]:
         """Return the one source of all rules.
@@ -125,11 +125,10 @@ class YaraSets:
             return False
         return True
 
-    def _keep(self, file: str, units: list[Unit]) -> None:
+    def _keep(self, file: str, header: str, units: list[Unit]) -> None:
         self._imports.update(name for name in _modules() if any(f"{name}." in unit.text for unit in units))
-        text = f"// From {''.join(c if c.isprintable() else ' ' for c in file)}\n" + "\n".join(
-            unit.text.strip() for unit in units
-        )
+        shown = "".join(character if character.isprintable() else " " for character in file)
+        text = "\n".join([f"// From {shown}", header, *(unit.text.strip() for unit in units)])
         self._size += len(text)
         if self._size > MAX_SOURCE_BYTES:
             raise InputError("yara_too_large", f"the rules have more than {MAX_SOURCE_BYTES} characters", hint="make two sets")

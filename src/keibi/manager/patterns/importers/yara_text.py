@@ -31,8 +31,18 @@ class Unit:
     line: int
 
 
-def cut(source: str) -> tuple[list[Unit], str]:
-    """Return the units of a source, and what stands at its end that is none (an unfinished rule, or stray text)."""
+@dataclass(frozen=True)
+class Cut:
+    """A source in parts: what stands before the first unit (author, licence), the units, and what at its end is none."""
+
+    header: str
+    units: list[Unit]
+    rest: str
+
+
+def cut(source: str) -> Cut:
+    """Return the parts of a source."""
+    header = ""
     units: list[Unit] = []
     position = start = 0
     kind = name = ""
@@ -66,10 +76,13 @@ def cut(source: str) -> tuple[list[Unit], str]:
         else:
             kind = ""
             continue
+        if not units:
+            header, start = source[:began], began
         line, counted_to = line + source.count("\n", counted_to, began), began
         units.append(Unit(kind, name, frozenset(modifiers), source[start:position], line))
         start, kind, began, modifiers = position, "", 0, set()
-    return units, source[start:].strip() if kind or _has_more_than_comments(source[start:]) else ""
+    rest = source[start:].strip() if kind or _has_more_than_comments(source[start:]) else ""
+    return Cut(header.strip(), units, rest)
 
 
 def _has_more_than_comments(text: str) -> bool:
