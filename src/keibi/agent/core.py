@@ -34,6 +34,7 @@ from keibi.agent.session import ManagerSession
 from keibi.agent.spool import Spool
 from keibi.agent.status import StatusBoard
 from keibi.agent.supervisor import Failure, Supervisor
+from keibi.agent.unlocking import Unlocking
 from keibi.agent.version import agent_version
 from keibi.agent.worker_link import WorkerSpec
 from keibi.contract.commands import Command, CommandKind, CommandResult, CommandState
@@ -127,12 +128,18 @@ class Core:
             log=log,
         )
         self._talk = self._manager.run
+        unlocking = Unlocking(
+            lambda: store.in_force.unlock_secret if store.in_force is not None else b"",
+            self._commands.run_local,
+            self._commands.forget_local,
+        )
         actions: dict[str, ControlAction] = {
             "status": self._do_status,
             "doctor": self._do_doctor,
             "scan": self._do_scan,
             "leave-safe-mode": self._do_leave_safe_mode,
             "restart-worker": self._do_restart_worker,
+            "unlock": unlocking.act,
         }
         self._control = ControlServer(config.socket_path, actions, log)
 

@@ -104,6 +104,22 @@ def leave_safe_mode(options: argparse.Namespace) -> int:
     return 0
 
 
+def agent_unlock(options: argparse.Namespace) -> int:
+    """Show a challenge, or with its code let application control block nothing for a while."""
+    asked: dict[str, Any] = {"do": "unlock"}
+    if options.code:
+        asked |= {"code": " ".join(options.code), "minutes": options.minutes}
+    answer = _ask(options, asked, timeout_seconds=60.0)
+    if options.json:
+        show_json(answer)
+    elif "challenge" in answer:
+        print(f"Challenge: {answer['challenge']}")
+        print("The console makes the code for it, on this computer's page. Then: keibi agent unlock CODE")
+    else:
+        print(f"Application control blocks nothing until {moment(answer['until'])}.")
+    return 0
+
+
 def agent_enrol(options: argparse.Namespace) -> int:
     """Enrol this computer with a token."""
     from keibi.agent.config import load_config

@@ -89,6 +89,7 @@ def _add_agent(group: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         ("scan", local.agent_scan, "scan for changes now"),
         ("doctor", local.agent_doctor, "look for what is wrong, and say what to do"),
         ("leave-safe-mode", local.leave_safe_mode, "start again what crashed too often"),
+        ("unlock", local.agent_unlock, "let application control block nothing for a while, with a one-time code"),
         ("enrol", local.agent_enrol, "make this computer known to a manager"),
         ("run", local.agent_run, "run the agent in the foreground"),
     ):
@@ -96,6 +97,9 @@ def _add_agent(group: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         made.add_argument("--config", default="", help="the agent's configuration file")
         if name == "scan":
             made.add_argument("paths", nargs="*", help="only these paths (default: all that is watched)")
+        if name == "unlock":
+            made.add_argument("code", nargs="*", help="the console's answer to the challenge; without it, show a challenge")
+            made.add_argument("--minutes", type=float, default=60.0, help="for how long (default 60)")
         if name == "enrol":
             made.add_argument("--manager", required=True, metavar="URL", help="such as https://manager.example:8443")
             made.add_argument("--token", required=True, help="from the console, or 'keibi tokens create'")
