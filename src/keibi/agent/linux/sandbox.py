@@ -12,10 +12,14 @@ import resource
 import struct
 from collections.abc import Iterable
 
-CAPABILITY_NUMBERS = {"CAP_DAC_READ_SEARCH": 2, "CAP_SYS_PTRACE": 19, "CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_LEASE": 28}
+CAPABILITY_NUMBERS = {
+    "CAP_CHOWN": 0, "CAP_DAC_OVERRIDE": 1, "CAP_DAC_READ_SEARCH": 2, "CAP_FOWNER": 3, "CAP_FSETID": 4, "CAP_KILL": 5,
+    "CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_SETPCAP": 8, "CAP_LINUX_IMMUTABLE": 9, "CAP_NET_ADMIN": 12, "CAP_SYS_PTRACE": 19,
+    "CAP_SYS_ADMIN": 21, "CAP_LEASE": 28, "CAP_SETFCAP": 31,
+}  # fmt: skip
 """From linux/capability.h."""
 
-_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 8, 22, 38
+_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 8, 22, 24, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
 _SECCOMP_MODE_FILTER = 2
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
@@ -82,6 +86,25 @@ def drop_privileges(user: str, keep: Iterable[str] = (), *, for_children: bool =
     if for_children:
         for number in numbers:
             _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, 0, 0), "prctl ambient")
+    forbid_new_privileges()
+
+
+def keep_capabilities(keep: Iterable[str]) -> None:
+    """Stay root, with only the capabilities named in `keep`; programs that this process starts never have others either.
+
+    Must be called before other threads exist.
+
+    Raises:
+        OSError: the kernel refuses (not root).
+    """
+    numbers = {CAPABILITY_NUMBERS[name] for name in keep}
+    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+        last = int(file.read())
+    for number in range(last + 1):
+        if number not in numbers:
+            _prctl(_PR_CAPBSET_DROP, number)
+    _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "prctl ambient")
+    _set_capabilities(numbers, is_inheritable=False)
     forbid_new_privileges()
 
 
