@@ -33,6 +33,7 @@ START_AGAIN_SECONDS = 5.0
 def workers_of(config: AgentConfig) -> tuple[WorkerSpec, ...]:
     """Return the workers of this agent. A new module is one more line here."""
     integrity_state = os.path.join(config.state_directory, "integrity_monitoring")
+    judges = os.path.join(config.state_directory, "judges")
     return (
         WorkerSpec(
             name="sensor",
@@ -40,6 +41,12 @@ def workers_of(config: AgentConfig) -> tuple[WorkerSpec, ...]:
             argv=(sys.executable, "-m", "keibi.agent.sensor", "--exclude", config.state_directory),
             serves=ModuleId.INTEGRITY_MONITORING,
             is_sensor=True,
+        ),
+        WorkerSpec(
+            name="gate",
+            argv=(sys.executable, "-m", "keibi.agent.gate", "--judges", judges, "--exclude", config.state_directory),
+            serves=ModuleId.ANTI_MALWARE,
+            encoding="json",
         ),
         WorkerSpec(
             name="integrity_monitoring",

@@ -54,7 +54,7 @@ class StatusBoard:
         if spec.module is not None:
             self._down[spec.module] = f"its worker ended by {how}"
             self._restarts[spec.module] = self._restarts.get(spec.module, 0) + 1
-        else:
+        elif spec.is_sensor:
             self._sensors_down[spec.name] = how
         self.version += 1
 
@@ -65,7 +65,7 @@ class StatusBoard:
         if spec.module is not None:
             self._down[spec.module] = f"safe mode: {reason}"
             self._modules_left_off.add(spec.module)
-        else:
+        elif spec.is_sensor:
             self._sensors_down[spec.name] = f"safe mode, {reason}"
         self.version += 1
         return is_news

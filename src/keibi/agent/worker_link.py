@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
@@ -50,6 +51,7 @@ class WorkerSpec:
     module: ModuleId | None = None  # which module's policy and commands it gets; None: none
     is_sensor: bool = False  # gets WatchRoots, and its observations go to whoever watches
     environment: dict[str, str] = field(default_factory=dict)
+    encoding: Literal["msgpack", "json"] = "msgpack"  # "json": for a worker that has the standard library only
     limits: RestartLimits = RestartLimits()
 
 
@@ -117,7 +119,7 @@ class WorkerLink:
 
     def send(self, message: ToWorker) -> None:
         """Queue a frame; these are few and small, and never left out."""
-        self._frames.append(frame(message))
+        self._frames.append(_json_frame(message) if self.spec.encoding == "json" else frame(message))
         self._wake.set()
 
     def pass_on(self, observed: RawObserved) -> bool:
@@ -143,8 +145,9 @@ class WorkerLink:
         Raises:
             RefusedError: it wrote something that is not a frame of the contract.
         """
-        decoder = msgspec.msgpack.Decoder(FromWorker)
-        peek = msgspec.msgpack.Decoder(_Peek)
+        is_json = self.spec.encoding == "json"
+        decoder = msgspec.json.Decoder(FromWorker) if is_json else msgspec.msgpack.Decoder(FromWorker)
+        peek = msgspec.json.Decoder(_Peek) if is_json else msgspec.msgpack.Decoder(_Peek)
         while True:
             try:
                 payload = await self._reader.readexactly(frame_length(await self._reader.readexactly(4)))
@@ -218,6 +221,11 @@ class WorkerLink:
             return frame(Overflowed(since, now, "this worker did not read its observations fast enough"))
         self._caught_up_at = time.time()
         return None
+
+
+def _json_frame(message: ToWorker) -> bytes:
+    payload = msgspec.json.encode(message)
+    return len(payload).to_bytes(4, "big") + payload
 
 
 def _bound_to_parent(argv: tuple[str, ...]) -> list[str]:

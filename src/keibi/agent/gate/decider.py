@@ -48,7 +48,8 @@ class Decider:
     def __init__(self, warden: socket.socket, begin: dict[str, Any]) -> None:
         self._warden = warden
         self._epoll = select.epoll()
-        self._permission = fanotify.Group(asks_permission=True)
+        # Where the kernel has no permission events, the first group exists but is never given a mark.
+        self._permission = fanotify.Group(asks_permission=bool(begin["can_hold"]))
         self._notification = fanotify.Group(asks_permission=False)
         self._own = OwnProcesses((os.getpid(), os.getppid()))
         self._own.name(begin["own"], int(begin["own_root"]))

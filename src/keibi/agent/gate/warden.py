@@ -109,8 +109,10 @@ class Warden:
                 return
             wait = LEAST_WAIT_SECONDS if time.monotonic() - decider.started_at > CALM_SECONDS else wait
             self._restarts += 1
-            self._last_end = f"the gate was closed: {reason}"
-            self._outlet.tell("closed", {"reason": reason, "was_enforcing": decider.may_hold, "again_in_seconds": wait})
+            last_end, self._last_end = self._last_end, f"the gate was closed: {reason}"
+            # One that never comes up, such as for want of root, is told of once and not for every attempt.
+            if decider.state or self._last_end != last_end:
+                self._outlet.tell("closed", {"reason": reason, "was_enforcing": decider.may_hold, "again_in_seconds": wait})
             self._pause(wait)
             wait = min(MOST_WAIT_SECONDS, wait * 2)
 
@@ -137,6 +139,7 @@ class Warden:
                 "own": [os.getpid()],
                 "own_root": self._options.own_root,
                 "is_proof": self._options.is_proof,
+                "can_hold": not self._test_failure,
                 "restarts": self._restarts,
                 "reason": self._last_end,
             },
