@@ -17,6 +17,7 @@ from keibi.agent.lane import Lane
 from keibi.agent.log import Level, Log
 from keibi.agent.modules.integrity_monitoring.restore import restore_file
 from keibi.agent.restoration import restoration
+from keibi.agent.uploads import fetching
 from keibi.agent.version import agent_version
 from keibi.agent.worker_link import WorkerSpec
 from keibi.contract.commands import CommandKind
@@ -67,9 +68,12 @@ def workers_of(config: AgentConfig) -> tuple[WorkerSpec, ...]:
     )
 
 
-def core_tasks_of() -> dict[CommandKind, MakeCoreTask]:
-    """Return the commands that the core carries out itself, because they need root."""
-    return {CommandKind.RESTORE: restoration(restore_file, Lane("restore"))}
+def core_tasks_of(config: AgentConfig) -> dict[CommandKind, MakeCoreTask]:
+    """Return the commands that the core carries out itself, because they need root or the manager."""
+    return {
+        CommandKind.RESTORE: restoration(restore_file, Lane("restore")),
+        CommandKind.FETCH_QUARANTINED: fetching(config, Lane("uploads")),
+    }
 
 
 def _save_memory() -> None:
@@ -117,7 +121,7 @@ async def run(
                         str(module.module): module.settings_version for module in MODULES if module.module in built
                     },
                     serves=AGENTS_OWN_EVENTS,
-                    core_tasks=core_tasks if core_tasks is not None else core_tasks_of(),
+                    core_tasks=core_tasks if core_tasks is not None else core_tasks_of(config),
                 )
             except TryLaterError as error:
                 # A full disk at start: protection begins as soon as there is room, without anybody doing it by hand.

@@ -66,6 +66,14 @@ class ManagerSession:
         """
         return self._signed("GET", path, b"", type_, timeout_seconds)
 
+    def put(self, path: str, body: bytes, type_: type[T]) -> T:
+        """Send bytes as they are and return the answer.
+
+        Raises:
+            KeibiError: of the family that says who must act.
+        """
+        return self._signed("PUT", path, body, type_, ANSWER_TIMEOUT_SECONDS)
+
     def get_part(self, path: str, first: int, last: int) -> bytes:
         """Return the bytes from `first` to `last`, both included, of a file at the manager; fewer where it is shorter.
 
