@@ -210,14 +210,15 @@ def limit_resources(*, memory_bytes: int | None = None, cpu_seconds: int | None 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def limit_engine(*, data_bytes: int, open_files: int) -> None:
-    """Bound a process that judges hostile bytes: memory that it may write, open files, no files of its own, no dump.
+def limit_engine(*, data_bytes: int, open_files: int, processes: int) -> None:
+    """Bound a process that judges hostile bytes: memory that it may write, open files, processes of its user.
 
     Not the address space: compiled rules reserve far more of it than they ever touch.
     """
     for kind, value in (
         (resource.RLIMIT_DATA, data_bytes),
         (resource.RLIMIT_NOFILE, open_files),
+        (resource.RLIMIT_NPROC, processes),
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(kind, (value, value))
