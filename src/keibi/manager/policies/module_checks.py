@@ -9,6 +9,7 @@ import msgspec
 
 from keibi.contract.names import ModuleId
 from keibi.manager.rules.model import body_of
+from keibi.protection.anti_malware.policy_check import check_settings
 from keibi.protection.anti_malware.settings import AntiMalwareSettings
 from keibi.protection.anti_malware.yara_rules import compile_one
 from keibi.protection.application_control.engine import compile_rules as compile_application_rules
@@ -48,12 +49,12 @@ class AntiMalwareCheck:
         self._lock = threading.Lock()
 
     def __call__(self, settings: AntiMalwareSettings, rules: Sequence[Any]) -> None:
-        """Do nothing when the sources compile; the settings were checked by their types.
+        """Do nothing when an agent can use the settings and the sources compile.
 
         Raises:
-            InputError: one does not; the compiler says where.
+            InputError: a setting is wrong, or a source does not compile; says where.
         """
-        del settings
+        check_settings(settings)
         for rule in rules:
             key = hashlib.sha256(rule.yara.encode()).digest()
             if key in self._known:

@@ -21,7 +21,7 @@ from keibi.manager.rules.model import (
     Validation,
 )
 from keibi.manager.rules.service import RuleService
-from keibi.protection.integrity_monitoring.rules import Change, EntityType
+from keibi.protection.integrity_monitoring.rules import EntityType
 
 router = APIRouter(prefix="/api/v1/rules", tags=["rules"])
 
@@ -60,20 +60,13 @@ class DuplicateBody(_Body):
     new_rule_id: str
 
 
-class ChangeToTry(_Body):
-    """What happened to an entity, as in the samples of a rule."""
-
-    type: EntityType
-    key: str = Field(description="A path, `tcp/0.0.0.0/22`, a user name …", max_length=4096)
-    change: Change
-    before: dict[str, Any] = {}
-    after: dict[str, Any] = {}
-
-
 class TryBody(_Body):
-    """A change, and the rule to try it on: a kept one by `rule_id`, or one from `text`."""
+    """What to try, and the rule to try it on: a kept one by `rule_id`, or one from `text`."""
 
-    change: ChangeToTry
+    change: dict[str, Any] = Field(
+        description="As in the samples of the module's rules. Integrity monitoring: type, key, change, before, after. "
+        "Anti-malware: name, content, encoding; or sample, the name of one of the rule's. Application control: path, sha256 …"
+    )
     rule_id: str = ""
     module: ModuleId = ModuleId.INTEGRITY_MONITORING
     text: str = ""
@@ -137,8 +130,9 @@ def validate_rule(principal: Asker, rules: Rules, body: RuleText) -> Validation:
 @router.post("/try", summary="Try a rule on a change")
 def try_rule(principal: Asker, rules: Rules, body: TryBody) -> Trial:
     """Say whether a rule would report a change, and why."""
-    change = body.change.model_dump(mode="json")
-    return rules.try_rule(principal, change, rule_id=body.rule_id, module=body.module, text=body.text, variables=body.variables)
+    return rules.try_rule(
+        principal, body.change, rule_id=body.rule_id, module=body.module, text=body.text, variables=body.variables
+    )
 
 
 @router.get("/{rule_id}", summary="Show a rule")

@@ -9,6 +9,7 @@ import msgspec
 from keibi.contract.names import ModuleId
 from keibi.errors import InputError
 from keibi.manager.rules.application_rules import read_application_rule, try_application_rule
+from keibi.manager.rules.malware_rules import read_malware_rule, try_malware_rule
 from keibi.manager.rules.model import Problem, Trial, Words
 from keibi.manager.rules.yaml_text import YamlProblem, parse_path, read_yaml, write_path
 from keibi.protection.integrity_monitoring.engine import CompiledRules, compile_rules, judge
@@ -66,7 +67,9 @@ def check_text(
     for one in found:
         path = parse_path(one.path)
         place = document.place_of(path)
-        problems.append(Problem(one.message, place.line, place.column, write_path(path), one.hint))
+        # A block of text begins on the line after its key: what is wrong inside it is counted from there.
+        line, column = getattr(one, "line", 0), getattr(one, "column", 0)
+        problems.append(Problem(one.message, place.line + line, column or place.column, write_path(path), one.hint))
     return rule, problems
 
 
@@ -145,4 +148,5 @@ def _below(key: str, base: bytes) -> bytes | None:
 _KINDS: Mapping[ModuleId, _RuleKind] = {
     ModuleId.INTEGRITY_MONITORING: _RuleKind(_read_integrity_rule, _try_integrity_rule),
     ModuleId.APPLICATION_CONTROL: _RuleKind(read_application_rule, try_application_rule),
+    ModuleId.ANTI_MALWARE: _RuleKind(read_malware_rule, try_malware_rule),
 }
