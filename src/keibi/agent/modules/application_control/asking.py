@@ -16,6 +16,9 @@ _READ_BYTES = 64 * 1024
 _POINTER = struct.Struct("<Q")
 # execve(path, argv, envp) and execveat(dirfd, path, argv, envp, flags): number -> which argument is argv.
 _EXEC_CALLS = {"x86_64": {59: 1, 322: 2}, "aarch64": {221: 1, 281: 2}}.get(platform.machine(), {})
+# open(path, flags), openat(dirfd, path, flags): number -> which argument are the flags. openat2 has them in memory.
+_OPEN_CALLS = {"x86_64": {2: 1, 257: 2}, "aarch64": {56: 2}}.get(platform.machine(), {})
+_OPEN_HOW_CALL, _CREAT_CALL = 437, {"x86_64": 85}.get(platform.machine(), -1)
 _LOADER_VARIABLES = (b"LD_PRELOAD=", b"LD_AUDIT=", b"LD_LIBRARY_PATH=")
 
 
@@ -53,23 +56,54 @@ def command_line_of(pid: int) -> tuple[bytes, ...]:
 
 def exec_call_of(pid: int) -> ExecCall | None:
     """Return what a process that is held in execve asked for; None when it is not in such a call or may not be looked at."""
-    try:
-        with open(f"/proc/{pid}/syscall", "rb") as file:
-            fields = file.read(512).split()
-        number = int(fields[0])
-        place = _EXEC_CALLS.get(number)
-        if place is None:
-            return None
-        path_pointer, argv_pointer = int(fields[place], 16), int(fields[1 + place], 16)
-        memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    except (OSError, ValueError, IndexError):
+    call = _call_of(pid)
+    if call is None or (place := _EXEC_CALLS.get(call[0])) is None:
         return None
     try:
-        return ExecCall(_string(memory, path_pointer), tuple(_strings(memory, argv_pointer)))
+        memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return ExecCall(_string(memory, call[place]), tuple(_strings(memory, call[place + 1])))
     except OSError:
         return None
     finally:
         os.close(memory)
+
+
+def open_flags_of(pid: int) -> int | None:
+    """Return the flags with which a held process opens a file; None when they are not known (io_uring, a 32-bit process)."""
+    call = _call_of(pid)
+    if call is None:
+        return None
+    number = call[0]
+    if number == _CREAT_CALL:
+        return os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    if (place := _OPEN_CALLS.get(number)) is not None:
+        return call[1 + place]
+    if number != _OPEN_HOW_CALL:
+        return None
+    try:
+        memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # struct open_how of linux/openat2.h begins with the flags.
+        return int(_POINTER.unpack(os.pread(memory, 8, call[3]))[0])
+    except (OSError, struct.error):
+        return None
+    finally:
+        os.close(memory)
+
+
+def _call_of(pid: int) -> list[int] | None:
+    """Return the number of the system call in which a process waits, and its six arguments; None when it is in none."""
+    try:
+        with open(f"/proc/{pid}/syscall", "rb") as file:
+            fields = file.read(512).split()
+        return [int(fields[0]), *(int(field, 16) for field in fields[1:7])]
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def descriptor_kind(pid: int, number: int) -> str:

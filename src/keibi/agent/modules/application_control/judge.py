@@ -9,7 +9,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from keibi.agent.gate.judging import EXEC, OPEN, WRITTEN, FileKey, Question
 from keibi.agent.judge_server import Asked
@@ -129,6 +129,9 @@ class Judge:
         if question.is_held:
             until = started + policy.settings.deadline_milliseconds * DEADLINE_SHARE / 1000
         looked = self._look(asked, kind or FileKind.PROGRAM, status, until)
+        if question.event == OPEN and looked.writers is Writers.SOME and _is_for_writing(question.pid):
+            # The writer is whoever asks: it may change the file, and its closing will tell.
+            looked = replace(looked, writers=Writers.UNKNOWN)
         facts = self._facts(question, looked, policy)
         verdict = self._verdict(facts, in_force, question)
         inline = None
@@ -156,6 +159,9 @@ class Judge:
     def _lets_open(self, question: Question, kind: FileKind, in_force: InForce) -> bool:
         """Whether whoever opens the file may do so whatever it holds, since it does not run it."""
         policy = in_force.policy
+        flags = asking.open_flags_of(question.pid)
+        if flags is not None and (flags & os.O_ACCMODE == os.O_WRONLY or flags & os.O_TRUNC):
+            return True  # what is only written cannot be run, and what is cut to nothing holds nothing
         program, _ = asking.executable_of(question.pid)
         if kind is FileKind.SCRIPT:
             return not policy.settings.control_scripts or not policy.interpreters.match(program)
@@ -367,6 +373,11 @@ class Judge:
 
 
 _TRUSTING = (ReasonCode.INVENTORY, ReasonCode.TRUSTED_UPDATER, ReasonCode.MAINTENANCE)
+
+
+def _is_for_writing(pid: int) -> bool:
+    flags = asking.open_flags_of(pid)
+    return flags is not None and flags & os.O_ACCMODE == os.O_RDWR
 
 
 def _trusted_by(updater: Updater | None, is_maintained: bool, known: Software | None) -> ReasonCode | None:

@@ -1,0 +1,96 @@
+"""Each known way round ends as the table says: on a real private gate, with the real worker as its judge."""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from keibi.agent.gate.private import PrivateGate
+from keibi.protection.application_control.rules import RuleAction
+from keibi.protection.application_control.settings import ApplicationControlSettings, InlineCode
+from tests.system.application_control_bypasses import (
+    ALLOWED,
+    BLOCKED,
+    BYPASSES,
+    NOT_COVERED,
+    REPORTED,
+    Bypass,
+    Ground,
+    compile_material,
+)
+from tests.system.application_control_worker import ApplicationControlWorker, hash_entry, ruleset
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="permission events need root"),
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="the attacks are compiled with gcc, which is not installed"),
+]
+
+JUDGED = ("software.blocked", "software.would_block", "software.inline_code", "software.changed")
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApplicationControlWorker]:
+    directory = tmp_path_factory.mktemp("agent")
+    os.chmod(directory, 0o755)
+    known = tmp_path_factory.mktemp("known")
+    # The interpreter that attacks use: a copy of it elsewhere is recognised by its content.
+    shutil.copy(os.path.realpath("/usr/bin/python3"), known / "python3")
+    worker = ApplicationControlWorker(str(directory), roots=(str(known),))
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture(scope="module")
+def ground(worker: ApplicationControlWorker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    material = compile_material(tmp_path_factory.mktemp("material"))
+    mount = tmp_path_factory.mktemp("mount")
+    settings = ApplicationControlSettings(
+        inventory_cpu_percent=400, inline_code=InlineCode.BLOCK, inline_code_from_uid=0, deadline_milliseconds=10_000
+    )
+    settings = type(settings)(
+        **{
+            **{name: getattr(settings, name) for name in settings.__struct_fields__},
+            "interpreters": (*settings.interpreters, f"{mount}/python3"),
+        }
+    )
+    worker.configure(ruleset(RuleAction.ALLOW, hash_entry(material.good), hash_entry(material.good_library)), settings=settings)
+    with PrivateGate(str(mount), worker.judges) as gate:
+        yield Ground(gate, material)
+
+
+@pytest.mark.parametrize("bypass", BYPASSES, ids=lambda bypass: f"{bypass.identity} {bypass.what}")
+def test_a_known_way_round_ends_as_the_table_says(worker: ApplicationControlWorker, ground: Ground, bypass: Bypass) -> None:
+    told = sum(event.kind in JUDGED for event in worker.events)
+    ran = bypass.attack(ground)
+    if bypass.expected == ALLOWED:
+        assert ran
+        return
+    if bypass.expected == BLOCKED:
+        assert not ran
+        return
+    assert ran, "it is blocked here: the table is too modest"
+    if bypass.expected == REPORTED:
+        worker.wait(lambda: sum(event.kind in JUDGED for event in worker.events) > told, 5.0)
+    else:
+        assert bypass.expected == NOT_COVERED
+
+
+@pytest.fixture(scope="module")
+def open_ground(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    """The same ground where nobody judges."""
+    judges = tmp_path_factory.mktemp("nobody")
+    with PrivateGate(str(tmp_path_factory.mktemp("open_mount")), str(judges)) as gate:
+        yield Ground(gate, ground.material)
+
+
+KERNEL_REFUSES = {"08": "the kernel itself runs nothing that has a writer"}
+
+
+@pytest.mark.parametrize("bypass", BYPASSES, ids=lambda bypass: f"{bypass.identity} {bypass.what}")
+def test_each_attack_works_where_nobody_judges(open_ground: Ground, bypass: Bypass) -> None:
+    assert bypass.attack(open_ground) or bypass.identity in KERNEL_REFUSES
+
+
+def test_the_table_has_each_case_once() -> None:
+    assert len({bypass.identity for bypass in BYPASSES}) == len(BYPASSES)
