@@ -23,6 +23,11 @@ NAVIGATION = (
     Entry("/rules", "checklist", N_("Rules"), "rules.view"),
     Entry("/administration", "settings", N_("Administration")),
 )
+EVENT_PAGES = (
+    Entry("/events", "list-search", N_("All events"), "events.view"),
+    Entry("/events/malware", "shield-check", N_("Anti-malware"), "events.view"),
+)
+"""The pages of single modules below the events; each has tabs of its own."""
 ADMINISTRATION = (
     Entry("/administration/users", "users", N_("Users"), "users.view"),
     Entry("/administration/roles", "id-badge-2", N_("Roles"), "users.view"),

@@ -16,7 +16,7 @@ from keibi.errors import InputError
 from keibi.manager.access.model import NotSignedInError, Principal
 from keibi.manager.console.formatting import Format
 from keibi.manager.console.language import Catalogue
-from keibi.manager.console.navigation import ADMINISTRATION, NAVIGATION, Entry
+from keibi.manager.console.navigation import ADMINISTRATION, EVENT_PAGES, NAVIGATION, Entry
 from keibi.manager.console.security import PAGE_HEADERS
 from keibi.manager.console.view import View
 from keibi.manager.services import Services
@@ -110,6 +110,11 @@ class Visit:
     def administration(self) -> list[Entry]:
         """The parts of the administration that the visitor may see."""
         return [entry for entry in ADMINISTRATION if entry.permission is None or self.may(entry.permission)]
+
+    @property
+    def event_pages(self) -> list[Entry]:
+        """The pages of modules below the events that the visitor may see."""
+        return [entry for entry in EVENT_PAGES if entry.permission is None or self.may(entry.permission)]
 
     def hidden_fields(self, names: Sequence[str]) -> Markup:
         """Return the present values of some query parameters as hidden fields, for a form that changes the others."""

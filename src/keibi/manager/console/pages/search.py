@@ -8,7 +8,7 @@ from starlette.responses import Response
 from keibi.manager.computers.model import ComputerFilter
 from keibi.manager.console.endpoint import Page, get
 from keibi.manager.console.language import N_
-from keibi.manager.console.navigation import ADMINISTRATION, COMMANDS, NAVIGATION
+from keibi.manager.console.navigation import ADMINISTRATION, COMMANDS, EVENT_PAGES, NAVIGATION
 from keibi.manager.console.visit import Visit
 from keibi.manager.rules.model import RuleFilter
 
@@ -30,7 +30,7 @@ def search(visit: Visit) -> Response:
     """Return what fits the text."""
     text = visit.query.get("q", "").strip()[:MAX_CHARACTERS]
     entries = [
-        entry for entry in (*NAVIGATION, *ADMINISTRATION, *COMMANDS) if not entry.permission or visit.may(entry.permission)
+        entry for entry in (*NAVIGATION, *EVENT_PAGES[1:], *ADMINISTRATION, *COMMANDS) if not entry.permission or visit.may(entry.permission)
     ]
     # Both languages count: who thinks of "policy" finds ポリシー.
     pages = [
