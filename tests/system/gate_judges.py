@@ -7,9 +7,12 @@ from collections.abc import Callable
 from typing import Self
 
 from keibi.agent.gate.judging import EXEC, OPEN, PREVENT, WRITTEN, GateState, Terms, Told
+from keibi.agent.gate.private import PrivateGate
 from keibi.agent.judge_server import Asked, JudgeServer
 
 BAD = b"this is bad"
+SETTLED_SECONDS = 0.15
+"""Instead of two seconds, so that tests need not wait so long; tmpfs here tells changes in quick succession apart."""
 
 
 def wait_until(condition: Callable[[], bool], within_seconds: float = 10.0, what: str = "condition") -> None:
@@ -26,6 +29,12 @@ def content_of(path: str) -> str:
         return file.read()
 
 
+def settled(gate: PrivateGate, path: str) -> str:
+    """Return the path once its file's last change is old enough for a verdict to be remembered."""
+    wait_until(lambda: os.stat(gate.outside(path)).st_ctime < time.time() - SETTLED_SECONDS - 0.02, 5, "settled")
+    return path
+
+
 class ContentJudge:
     """A judge that denies files which contain BAD; `hold` makes it answer nothing until `release`."""
 
@@ -34,7 +43,8 @@ class ContentJudge:
         self.told: list[Told] = []
         self.states: list[GateState] = []
         self.remember = True
-        self.is_allowing_all = False
+        self.deny_all = False
+        self.also: Callable[[Asked], object] = lambda asked: None
         self._go = threading.Event()
         self._go.set()
         self.generation = 0
@@ -78,7 +88,8 @@ class ContentJudge:
     def _judge(self, asked: Asked) -> None:
         self.asked.append(asked)
         self._go.wait(30)
+        self.also(asked)
         if asked.question.is_held:
-            is_allowed = self.is_allowing_all or BAD not in os.pread(asked.descriptor, 65536, 0)
+            is_allowed = not self.deny_all and BAD not in os.pread(asked.descriptor, 65536, 0)
             asked.answer(is_allowed=is_allowed, remember=self.remember)
         asked.close()

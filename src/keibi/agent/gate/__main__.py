@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -12,7 +13,9 @@ from typing import Any, Final
 
 from keibi.agent.gate import hardening
 from keibi.agent.gate.core_channel import CoreChannel, event_message, hello_message
-from keibi.agent.gate.warden import Warden, WardenOptions, run_self_test
+from keibi.agent.gate.remembering import SETTLED_SECONDS
+from keibi.agent.gate.self_test import run_self_test
+from keibi.agent.gate.warden import Warden, WardenOptions
 
 NICE: Final = -15
 JOURNALS: Final = ("/var/log/journal", "/run/log/journal")
@@ -104,17 +107,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--private", default="", metavar="DIRECTORY", help="guard a fresh tmpfs there, in an own mount namespace")
     parser.add_argument("--options", default="size=64m,mode=0755", help="of that tmpfs")
+    parser.add_argument(
+        "--settled", type=float, default=SETTLED_SECONDS, metavar="SECONDS", help="with --private; see remembering.py"
+    )
     parser.add_argument("--plain", action="store_true", help="with --private: ask only what the terms say, as on the computer")
     options = parser.parse_args(arguments)
     hardening.die_with_parent()
-    hardening.come_first(nice=NICE)
+    hardening.be_called(b"keibi-gate")
+    refused = hardening.come_first(nice=NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.collect()
+    gc.freeze()
     excluded = (*(os.path.realpath(path) for path in options.exclude), *JOURNALS)
     if options.private:
         return _run_private(options, excluded)
     channel = CoreChannel(socket.socket(fileno=os.dup(0)))
     test_failure = run_self_test()
-    channel.send(hello_message([("fanotify_permission_events", not test_failure, test_failure)]))
+    channel.send(
+        hello_message(
+            [("fanotify_permission_events", not test_failure, test_failure), ("gate_priority", not refused, "; ".join(refused))]
+        )
+    )
     warden_options = WardenOptions(judges_directory=options.judges, excluded=excluded, own_root=os.getppid())
     Warden(warden_options, CoreOutlet(channel), test_failure=test_failure).run()
     return 0
@@ -127,7 +140,12 @@ def _run_private(options: argparse.Namespace, excluded: tuple[str, ...]) -> int:
     # A reader that is away or slow must not stop the watch.
     os.set_blocking(1, False)
     warden_options = WardenOptions(
-        judges_directory=options.judges, excluded=excluded, only_below=point, is_proof=not options.plain
+        judges_directory=options.judges,
+        excluded=excluded,
+        only_below=point,
+        is_proof=not options.plain,
+        settled_seconds=options.settled,
+        state_seconds=0.2,
     )
     Warden(warden_options, LineOutlet(), test_failure="").run()
     return 0

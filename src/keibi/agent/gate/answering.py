@@ -43,6 +43,7 @@ class Answering:
         *,
         excluded: tuple[bytes, ...],
         is_proof: bool,
+        settled_seconds: float,
     ) -> None:
         self._group = group
         self._coverage = coverage
@@ -51,6 +52,7 @@ class Answering:
         self._counts = counts
         self._excluded = excluded
         self._is_proof = is_proof
+        self._settled_seconds = settled_seconds
         self._questions = Questions()
         self._verdicts = Verdicts()
         self._epoch = 0
@@ -166,7 +168,7 @@ class Answering:
         """Ask the judges whose verdict is missing; return the answer when none of them needs to be asked."""
         path = path_of(descriptor)
         now = time.time()
-        is_lasting = is_settled(status, now) and has_no_writer(descriptor)
+        is_lasting = is_settled(status, now, self._settled_seconds) and has_no_writer(descriptor)
         held = Held(
             event=event,
             identity=identity,
@@ -174,7 +176,7 @@ class Answering:
             key=FileKey.of(status),
             path=path,
             has_no_writer=is_lasting,
-            may_ignore=is_lasting and may_be_ignored(status, path, now),
+            may_ignore=is_lasting and may_be_ignored(status, path),
             asked_at=now,
             epoch=self._epoch,
             events=[(descriptor, pid)],
@@ -200,8 +202,9 @@ class Answering:
             if not bit & missing:
                 continue
             if is_ours or wish.excludes(held.path):
-                # By another name the same file may be one to ask about.
+                # By another name the same file may be one to ask about. A mark of the kernel's would outlive link() and rename().
                 held.allowed |= bit if status.st_nlink == 1 else 0
+                held.may_ignore = False
                 continue
             if asks_software_only(wish.terms, held.event):
                 if not is_read:

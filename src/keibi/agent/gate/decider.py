@@ -16,7 +16,6 @@ import resource
 import select
 import signal
 import socket
-import sys
 import time
 from collections import Counter
 from typing import Any, Final
@@ -31,7 +30,6 @@ from keibi.agent.gate.own_processes import OwnProcesses
 from keibi.agent.gate.telling import Telling
 from keibi.agent.gate.wishes import Place, wish_of
 
-STATE_SECONDS: Final = 2.0
 METRICS_SECONDS: Final = 10.0
 """How often judges are told figures when nothing else changed."""
 NICE: Final = -20
@@ -68,6 +66,7 @@ class Decider:
             self._counts,
             excluded=excluded,
             is_proof=self._is_proof,
+            settled_seconds=float(begin["settled_seconds"]),
         )
         self._telling = Telling(
             self._notification,
@@ -78,6 +77,7 @@ class Decider:
             excluded=excluded,
             is_proof=self._is_proof,
         )
+        self._state_seconds = float(begin["state_seconds"])
         self._may_hold = False
         self._reason = str(begin["reason"])
         self._canary: int | None = None
@@ -268,7 +268,7 @@ class Decider:
     # --- how it is
 
     def _tell_state(self, now: float) -> None:
-        self._state_at = now + STATE_SECONDS
+        self._state_at = now + self._state_seconds
         state = self._state()
         message = judging.state_message(state)
         is_changed = self._last_told is None or _without_metrics(state) != _without_metrics(self._last_told)
@@ -302,26 +302,18 @@ def _without_metrics(state: GateState) -> tuple[object, ...]:
     return state.is_enforcing, state.reason, state.mounts
 
 
-def main() -> int:
-    """Run the decider; its socket to the warden is standard input."""
+def serve(warden: socket.socket) -> None:
+    """Be the decider of the warden at the other end; returns when it is gone. This process must have one thread."""
     hardening.die_with_parent()
+    hardening.be_called(b"keibi-decider")
     signal.signal(signal.SIGIO, signal.SIG_IGN)  # a broken lease (`has_no_writer`) says so by this signal
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     hardening.come_first(nice=NICE)
-    warden = socket.socket(fileno=os.dup(0))
+    # Nothing here makes cycles as it goes, so the collector would only cost time on somebody's open().
+    gc.disable()
     received = judging.receive(warden)
     if received is None:
-        return 0
+        return
     warden.setblocking(False)
     decider = Decider(warden, received[0])
     hardening.stay_in_memory()
-    # Nothing here makes cycles as it goes, so the collector would only cost time on somebody's open().
-    gc.collect()
-    gc.freeze()
-    gc.disable()
     decider.run()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,8 +6,8 @@ import os
 import resource
 import signal
 
-_PR_SET_PDEATHSIG = 1
-_MCL_CURRENT_AND_FUTURE = 3
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _CLONE_NEWNS = 0x20000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
 MOST_DESCRIPTORS = 65536
@@ -19,6 +19,11 @@ def die_with_parent() -> None:
     parent = os.getppid()
     if ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
         os._exit(1)
+
+
+def be_called(name: bytes) -> None:
+    """Show as this name (15 bytes) in lists of processes."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name, 0, 0, 0)
 
 
 def come_first(*, nice: int) -> list[str]:
@@ -43,9 +48,12 @@ def come_first(*, nice: int) -> list[str]:
 
 
 def stay_in_memory() -> str:
-    """Lock this process in memory; returns why not, or "" when it is."""
+    """Lock in memory what this process has touched and will touch; returns why not, or "" when it is.
+
+    Pages that it shares with its parent stay shared, which locking everything at once would undo.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mlockall(_MCL_CURRENT_AND_FUTURE) != 0:
+    if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
         return f"mlockall: {os.strerror(ctypes.get_errno())}"
     return ""
 

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from keibi.agent.gate import hardening
+from keibi.agent.gate.remembering import SETTLED_SECONDS
 
 READY_SECONDS: Final = 15.0
 SETTLE_SECONDS: Final = 10.0
@@ -32,16 +33,19 @@ class PrivateGate:
         options: str = "size=64m,mode=0755",
         excluded: tuple[str, ...] = (),
         is_proof: bool = True,
+        settled_seconds: float = SETTLED_SECONDS,
     ) -> None:
         """Prepare a gate at `directory` (which must exist) that asks every judge listening in `judges_directory`.
 
-        It asks as if policies prevented; without `is_proof`, what the terms say.
+        It asks as if policies prevented; without `is_proof`, what the terms say. A test may have verdicts remembered sooner after
+        a file's last change than is safe, by `settled_seconds`.
         """
         self.directory = os.path.realpath(directory)
         self._judges_directory = judges_directory
         self._options = options
         self._excluded = excluded
         self._is_proof = is_proof
+        self._settled_seconds = settled_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self.state: dict[str, Any] = {}
@@ -58,6 +62,7 @@ class PrivateGate:
         """
         argv = [sys.executable, "-m", "keibi.agent.gate", "--judges", self._judges_directory, "--private", self.directory]
         argv += ["--options", self._options]
+        argv += ["--settled", str(self._settled_seconds)]
         if not self._is_proof:
             argv.append("--plain")
         for directory in self._excluded:
@@ -154,14 +159,19 @@ class PrivateGate:
             raise RuntimeError(answer["error"])
         return answer["value"]
 
+    def outside(self, path: str) -> str:
+        """Return the path by which this process reaches a file of the private mount."""
+        return f"/proc/{self.pid}/root{path}"
+
     def write(self, name: str, content: bytes, *, mode: int = 0o644) -> str:
         """Write a file on the private mount from outside; returns its path inside."""
-        path = os.path.join(f"/proc/{self.pid}/root{self.directory}", name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "wb") as file:
+        path = os.path.join(self.directory, name)
+        outside = self.outside(path)
+        os.makedirs(os.path.dirname(outside), exist_ok=True)
+        with open(outside, "wb") as file:
             file.write(content)
-        os.chmod(path, mode)
-        return os.path.join(self.directory, name)
+        os.chmod(outside, mode)
+        return path
 
     def refresh(self) -> dict[str, Any]:
         """Return the state as the gate last told it."""

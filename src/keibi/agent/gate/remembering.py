@@ -26,14 +26,14 @@ def has_no_writer(descriptor: int) -> bool:
     return True
 
 
-def is_settled(status: os.stat_result, now: float) -> bool:
+def is_settled(status: os.stat_result, now: float, seconds: float = SETTLED_SECONDS) -> bool:
     """Return whether the file's last change is long enough ago to be told from the next one."""
-    return status.st_ctime < now - SETTLED_SECONDS
+    return status.st_ctime < now - seconds
 
 
-def may_be_ignored(status: os.stat_result, path: bytes, now: float) -> bool:
-    """Return whether only root can change the file or put another in its place: file and directory are root's alone."""
-    if not is_settled(status, now) or not _is_roots(status) or not path.startswith(b"/"):
+def may_be_ignored(status: os.stat_result, path: bytes) -> bool:
+    """Return whether only root can change a settled file or put another in its place: file and directory are root's alone."""
+    if not _is_roots(status) or not path.startswith(b"/"):
         return False
     try:
         found = os.stat(path, follow_symlinks=False)

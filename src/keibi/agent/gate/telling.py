@@ -74,11 +74,10 @@ class Telling:
         if not wishes:
             return
         path = self._tell(OPEN, wishes, descriptor, status, pid)
-        now = time.time()
-        if not is_settled(status, now) or not has_no_writer(descriptor):
+        if not is_settled(status, time.time()) or not has_no_writer(descriptor):
             return
         self._told.remember(identity, stamp_of(status), sum(bit_of(wish.judge, OPEN) for wish in wishes), 0)
-        if may_be_ignored(status, path, now):
+        if may_be_ignored(status, path):
             self._group.ignore(descriptor, fanotify.OPEN)
             self._counts["ignored_count"] += 1
 

@@ -12,27 +12,27 @@ import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 import time
+import traceback
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from keibi.agent.gate import judging
+from keibi.agent.gate import hardening, judging
 from keibi.agent.gate.canary import Canary
+from keibi.agent.gate.decider import serve
 from keibi.agent.gate.following import Follower
+from keibi.agent.gate.remembering import SETTLED_SECONDS
 
 UNANSWERED_SECONDS: Final = 0.7
 """With the canary's interval this stays below one second."""
 SILENT_SECONDS: Final = 10.0
-"""The decider says something every two seconds; this ends one that hangs while there is no canary."""
+"""The decider says something every few seconds; this ends one that hangs while there is no canary."""
 CANARY_SEEN_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 0.05
 LEAST_WAIT_SECONDS: Final = 0.25
 MOST_WAIT_SECONDS: Final = 30.0
 CALM_SECONDS: Final = 60.0
 """A decider that ran for so long is restarted without waiting long."""
-SELF_TEST_SECONDS: Final = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ class WardenOptions:
     own_root: int = 0  # the process whose descendants are the agent; 0: none
     only_below: str = ""  # no mount but those at or beneath this directory is ever marked
     is_proof: bool = False  # ask as if policies prevented
+    settled_seconds: float = SETTLED_SECONDS  # how old a file's last change must be for a verdict to be remembered
+    state_seconds: float = 2.0  # how often the decider says how it is
 
 
 class Outlet(Protocol):
@@ -70,7 +72,7 @@ class Outlet(Protocol):
 class _Decider:
     """A running decider."""
 
-    process: subprocess.Popen[bytes]
+    pid: int
     channel: socket.socket
     started_at: float
     heard_at: float
@@ -118,18 +120,15 @@ class Warden:
 
     def _start(self) -> _Decider:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            process = subprocess.Popen(
-                # -S: nothing of site-packages is needed there, and it costs a third of the memory.
-                [sys.executable, "-S", "-m", "keibi.agent.gate.decider"],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                env={"PYTHONPATH": _package_directory(), "PYTHONDONTWRITEBYTECODE": "1"},
-                process_group=0,
-            )
+        # A fork shares the memory of everything that is loaded. The threads of this process are not in the child, and none of
+        # them holds a lock that the decider takes.
+        pid = os.fork()
+        if pid == 0:
+            os._exit(_be_decider(theirs))
+        theirs.close()
         ours.settimeout(SILENT_SECONDS / 2)
         now = time.monotonic()
-        decider = _Decider(process, ours, now, now, is_restart=self._restarts > 0)
+        decider = _Decider(pid, ours, now, now, is_restart=self._restarts > 0)
         self._order(
             decider,
             {
@@ -140,6 +139,8 @@ class Warden:
                 "own_root": self._options.own_root,
                 "is_proof": self._options.is_proof,
                 "can_hold": not self._test_failure,
+                "settled_seconds": self._options.settled_seconds,
+                "state_seconds": self._options.state_seconds,
                 "restarts": self._restarts,
                 "reason": self._last_end,
             },
@@ -154,7 +155,7 @@ class Warden:
                 if descriptor != decider.channel.fileno():
                     self._serve_outlet()
                 elif (message := _received(decider)) is None:
-                    return _how_ended(decider.process)
+                    return _how_ended(decider.pid)
                 else:
                     self._on_message(decider, message)
             now = time.monotonic()
@@ -213,9 +214,8 @@ class Warden:
 
     def _end(self, decider: _Decider) -> None:
         # Killing comes first: from that moment the kernel allows everything that waits.
-        with contextlib.suppress(ProcessLookupError):
-            decider.process.send_signal(signal.SIGKILL)
-        decider.process.wait()
+        os.kill(decider.pid, signal.SIGKILL)
+        os.waitpid(decider.pid, 0)
         self._follower.serve(None)
         decider.channel.close()
         self._drop_canary(decider)
@@ -244,33 +244,6 @@ class Warden:
             self._is_stopping = True
 
 
-def run_self_test() -> str:
-    """Return why permission events cannot be used on this computer, or "" when they can; tried on a mount of the test's own."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-S", "-m", "keibi.agent.gate.self_test"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            env={"PYTHONPATH": _package_directory(), "PYTHONDONTWRITEBYTECODE": "1"},
-            timeout=SELF_TEST_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"the self-test did not end within {SELF_TEST_SECONDS:.0f} s"
-    said = done.stdout.decode("utf-8", "replace").strip()
-    if done.returncode == 0:
-        return ""
-    return f"the self-test failed: {said or f'exit code {done.returncode}'}"
-
-
-def _package_directory() -> str:
-    """Return the directory in which the package `keibi` lies."""
-    directory = os.path.abspath(__file__)
-    for _ in range(4):
-        directory = os.path.dirname(directory)
-    return directory
-
-
 def _received(decider: _Decider) -> dict[str, Any] | None:
     try:
         received = judging.receive(decider.channel)
@@ -279,9 +252,28 @@ def _received(decider: _Decider) -> dict[str, Any] | None:
     return None if received is None else received[0]
 
 
-def _how_ended(process: subprocess.Popen[bytes]) -> str:
+def _be_decider(channel: socket.socket) -> int:
+    """Go on as the decider, in the forked child; whatever else the warden has open is closed first."""
     try:
-        code = process.wait(1.0)
-    except subprocess.TimeoutExpired:
-        return "it closed its channel"
-    return f"it was ended by signal {-code}" if code < 0 else f"it ended with exit code {code}"
+        os.dup2(channel.fileno(), 3, inheritable=False)
+        os.closerange(4, hardening.MOST_DESCRIPTORS)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        serve(socket.socket(fileno=3))
+    except BaseException:  # noqa: BLE001 -- nothing may return into the warden's own work
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _how_ended(pid: int) -> str:
+    """Return how a child ended that has closed its channel; it is left to be waited for."""
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is not None:
+            is_killed = ended.si_code != os.CLD_EXITED
+            return f"it was ended by signal {ended.si_status}" if is_killed else f"it ended with exit code {ended.si_status}"
+        select.select([], [], [], 0.01)
+    return "it closed its channel"
