@@ -56,6 +56,16 @@ def workers_of(config: AgentConfig) -> tuple[WorkerSpec, ...]:
             module=ModuleId.INTEGRITY_MONITORING,
         ),
         WorkerSpec(
+            name="anti_malware",
+            argv=(
+                *(sys.executable, "-m", "keibi.agent.modules.anti_malware.worker"),
+                *("--state", os.path.join(config.state_directory, "anti_malware"), "--judges", judges),
+                *("--content", os.path.join(config.state_directory, "content")),
+            ),
+            serves=ModuleId.ANTI_MALWARE,
+            module=ModuleId.ANTI_MALWARE,
+        ),
+        WorkerSpec(
             name="application_control",
             argv=(
                 *(sys.executable, "-m", "keibi.agent.modules.application_control.worker"),
