@@ -167,13 +167,13 @@ def test_a_policy_change_shows_its_difference_and_reach_before_it_is_saved(open_
     assert "It reaches 4 computers." in dialog.inner_text()
     dialog.get_by_role("button", name="Save and apply").click()
     page.wait_for_selector("text=Saved. It reaches 4 computers.")
-    setting = page.locator("#setting-full_rehash_days")
+    setting = page.locator("#setting-integrity_monitoring-full_rehash_days")
     assert "Set here" in setting.inner_text()
     setting.get_by_role("checkbox").check()
     page.get_by_role("button", name="Review the change").click()
     with page.expect_navigation():
         page.locator("dialog[open]").get_by_role("button", name="Save and apply").click()
-    assert "Set here" not in page.locator("#setting-full_rehash_days").inner_text()
+    assert "Set here" not in page.locator("#setting-integrity_monitoring-full_rehash_days").inner_text()
     page.get_by_role("link", name="History").click()
     page.wait_for_selector("text=Return to it")
     assert watched.troubles == []

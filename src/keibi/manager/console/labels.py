@@ -7,6 +7,21 @@ from keibi.contract.names import ModuleId
 from keibi.manager.console.language import N_, Catalogue
 from keibi.protection.catalog import MODULES
 
+_THREAT_CLASSES = {
+    "test_file": N_("Test file"),
+    "malware": N_("Known malware"),
+    "trojan": N_("Trojan or backdoor"),
+    "ransomware": N_("Ransomware"),
+    "web_shell": N_("Web shell"),
+    "miner": N_("Coin miner"),
+    "exploit": N_("Exploit"),
+    "persistence": N_("Persistence"),
+    "spyware": N_("Spyware"),
+    "unwanted": N_("Unwanted tool"),
+    "packer": N_("Packed program"),
+    "heuristic": N_("Suspicious by heuristics"),
+    "possible": N_("Possible malware"),
+}
 LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "severity": {
@@ -208,12 +223,35 @@ LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "rebuild": N_("Rebuild"),
             "approve": N_("Approval"),
         },
-        "unit": {"days": N_("days"), "bytes": N_("bytes"), "seconds": N_("seconds")},
+        "unit": {
+            "days": N_("days"),
+            "bytes": N_("bytes"),
+            "seconds": N_("seconds"),
+            "hours": N_("hours"),
+            "levels": N_("levels"),
+            "files": N_("files"),
+            "processes": N_("processes"),
+        },
         "boolean": {"true": N_("Yes"), "false": N_("No")},
         "decision": {"approve": N_("Approve"), "reject": N_("Reject")},
+        "threat_class": _THREAT_CLASSES,
         "choice": {
             "rolling": N_("Rolling: a reported difference becomes the baseline"),
             "approval": N_("Approval: a person decides on each difference"),
+            **_THREAT_CLASSES,
+            "pass": N_("Leave in place"),
+            "quarantine": N_("Quarantine"),
+            "delete": N_("Delete"),
+            "clean": N_("Clean"),
+            "deny": N_("Deny access"),
+            "allow": N_("Allow"),
+            "report": N_("Report"),
+            "block": N_("Block"),
+            "off": N_("Off"),
+            "on": N_("On"),
+            "auto": N_("Automatic"),
+            "detect": N_("Detect"),
+            "stop": N_("Detect and stop"),
             "sha256": N_("SHA-256"),
             "blake3": N_("BLAKE3"),
         },

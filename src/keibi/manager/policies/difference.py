@@ -23,6 +23,15 @@ _SEVERITY_WORDS = {
     "high": Words("high", "高"),
     "critical": Words("critical", "重大"),
 }
+_UNITS_JA = {
+    "days": "日",
+    "bytes": "バイト",
+    "seconds": "秒",
+    "hours": "時間",
+    "levels": "階層",
+    "files": "ファイル",
+    "processes": "プロセス",
+}
 _MAX_SHOWN_CHARACTERS = 200
 
 
@@ -139,5 +148,4 @@ def _shown(value: Any, unit: str = "") -> Words:
         text = str(value)
     if len(text) > _MAX_SHOWN_CHARACTERS:
         text = text[:_MAX_SHOWN_CHARACTERS] + "…"
-    units_ja = {"days": "日", "bytes": "バイト", "seconds": "秒"}
-    return Words(f"{text} {unit}".strip(), f"{text} {units_ja.get(unit, unit)}".strip())
+    return Words(f"{text} {unit}".strip(), f"{text} {_UNITS_JA.get(unit, unit)}".strip())

@@ -13,13 +13,16 @@ from keibi.manager.policies.model import SettingHelp
 from keibi.manager.rules.model import Words
 from keibi.protection.base import Module
 
+MAX_SCHEMA_DEPTH = 12
+
 
 def properties_of(module: Module) -> dict[str, dict[str, Any]]:
     """Return the JSON schema of each settings field, with references put in place."""
     schema = msgspec.json.schema(module.settings_type)
     definitions: dict[str, dict[str, Any]] = schema["$defs"]
     fields: dict[str, dict[str, Any]] = definitions[module.settings_type.__name__]["properties"]
-    return {name: {**definitions.get(_referred(field), {}), **field} for name, field in fields.items()}
+    keys = _closed_keys(module.settings_type)
+    return {name: {**_inlined(field, definitions), **keys.get(name, {})} for name, field in fields.items()}
 
 
 def help_of(module: Module) -> dict[str, SettingHelp]:
@@ -86,6 +89,32 @@ def _check_schedule(name: str, text: str, where: str) -> None:
 
 
 _CRON_HINT = "minute, hour, day of the month, month, day of the week: `17 3 * * *` is every day at 03:17"
+
+
+def _inlined(part: Any, definitions: Mapping[str, dict[str, Any]], depth: int = 0) -> Any:
+    """Return a part of a schema with what it refers to in its place. Settings do not contain themselves, so it ends."""
+    if depth > MAX_SCHEMA_DEPTH:
+        return {}
+    if isinstance(part, list):
+        return [_inlined(item, definitions, depth + 1) for item in part]
+    if not isinstance(part, dict):
+        return part
+    own = {key: _inlined(value, definitions, depth + 1) for key, value in part.items() if key != "$ref"}
+    if "$ref" not in part:
+        return own
+    return {**_inlined(definitions.get(_referred(part), {}), definitions, depth + 1), **own}
+
+
+def _closed_keys(settings_type: type[msgspec.Struct]) -> dict[str, dict[str, Any]]:
+    """Return the keys that each mapping with a closed set of them may have, which msgspec leaves out of its schema."""
+    found = {}
+    for field in msgspec.structs.fields(settings_type):
+        type_ = msgspec.inspect.type_info(field.type)
+        while isinstance(type_, msgspec.inspect.Metadata):
+            type_ = type_.type
+        if isinstance(type_, msgspec.inspect.DictType) and isinstance(type_.key_type, msgspec.inspect.EnumType):
+            found[field.name] = {"propertyNames": {"enum": [str(member.value) for member in type_.key_type.cls]}}
+    return found
 
 
 def _referred(field: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from keibi.contract.names import ModuleId, Severity
 from keibi.errors import InputError
 from keibi.manager.console.endpoint import Page, get, post
 from keibi.manager.console.pages.computers import tab_values
-from keibi.manager.console.setting_form import Control, as_text, control_of, parse_value
+from keibi.manager.console.setting_form import Control, as_text, control_of, parse_form, rows_of, words_of
 from keibi.manager.console.visit import Visit
 from keibi.manager.policies.model import EffectiveModule, EffectiveSettings, PolicyNode, SettingHelp, Valued
 from keibi.manager.policies.overrides import PolicyChange
@@ -220,6 +220,8 @@ def form_values(
         "base_address": base_address,
         "editable": visit.may("policies.edit", tenant_id),
         "parts": [_form_module(part, excluded) for part in effective.modules.values()],
+        "rows_of": rows_of,
+        "words_of": words_of,
     }
 
 
@@ -233,7 +235,8 @@ def change_of(visit: Visit, effective: EffectiveSettings) -> PolicyChange:
         settings_patch: dict[str, Any] = {}
         for name, valued in part.settings.items():
             help_ = part.help[name]
-            _put(settings_patch, name, f"setting:{module.value}:{name}", visit, reset, valued, _parser(help_))
+            field_name = f"setting:{module.value}:{name}"
+            _put(settings_patch, name, field_name, visit, reset, valued, _parser(help_, field_name, visit))
         rules_patch = _rules_patch(visit, part)
         if settings_patch:
             patch["settings"] = settings_patch
@@ -312,8 +315,9 @@ def _rules_patch(visit: Visit, part: EffectiveModule) -> dict[str, Any]:
     return patch
 
 
-def _parser(help_: SettingHelp) -> Any:
-    return lambda text: parse_value(help_, text)
+def _parser(help_: SettingHelp, name: str, visit: Visit) -> Any:
+    # A control of many fields is named by a hidden one, whose text says nothing: the value is read from all of them.
+    return lambda _text: parse_form(help_, name, visit.raw_field)
 
 
 def _plain(value: Any) -> Any:

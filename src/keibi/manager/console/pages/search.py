@@ -30,7 +30,9 @@ def search(visit: Visit) -> Response:
     """Return what fits the text."""
     text = visit.query.get("q", "").strip()[:MAX_CHARACTERS]
     entries = [
-        entry for entry in (*NAVIGATION, *EVENT_PAGES[1:], *ADMINISTRATION, *COMMANDS) if not entry.permission or visit.may(entry.permission)
+        entry
+        for entry in (*NAVIGATION, *EVENT_PAGES[1:], *ADMINISTRATION, *COMMANDS)
+        if not entry.permission or visit.may(entry.permission)
     ]
     # Both languages count: who thinks of "policy" finds ポリシー.
     pages = [
