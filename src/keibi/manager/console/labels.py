@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from keibi.contract.names import ModuleId
+from keibi.manager.console.enforcement import LEVELS
 from keibi.manager.console.language import N_, Catalogue
 from keibi.protection.catalog import MODULES
 
@@ -95,6 +96,9 @@ LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "list_baseline": N_("List the baseline"),
             "compare_baseline": N_("Compare baselines"),
             "diagnose": N_("Diagnose"),
+            "build_inventory": N_("Take the inventory"),
+            "list_software": N_("Search the inventory"),
+            "set_maintenance": N_("Maintenance mode"),
             "pause_scan": N_("Pause a scan"),
             "resume_scan": N_("Resume a scan"),
             "cancel_scan": N_("Cancel a scan"),
@@ -173,6 +177,12 @@ LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "worker_restarts_count": N_("Restarts of its process"),
             "outbox_waiting_count": N_("Events to hand over"),
             "next_scan_at": N_("Next scan"),
+            "software_count": N_("Programs, libraries and scripts"),
+            "unrecognised_count": N_("Unrecognised"),
+            "judged_count": N_("Judged"),
+            "denied_count": N_("Denied"),
+            "maintenance_until_at": N_("Maintenance until"),
+            "unlocked_until_at": N_("Unlocked until"),
         },
         "permission": {
             "computers.view": N_("See computers"),
@@ -232,6 +242,53 @@ LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "files": N_("files"),
             "processes": N_("processes"),
         },
+        "standing": {
+            "open": N_("Not decided"),
+            "allowed": N_("Allowed"),
+            "blocked": N_("Blocked"),
+            "recognised": N_("Recognised"),
+        },
+        "file_type": {
+            "program": N_("Program"),
+            "library": N_("Library"),
+            "script": N_("Script"),
+            "interpreter": N_("Interpreter"),
+        },
+        "software_kind": {
+            "software.appeared": N_("appeared"),
+            "software.changed": N_("changed"),
+            "software.blocked": N_("was blocked"),
+            "software.would_block": N_("would be blocked"),
+            "software.inline_code": N_("ran inline code"),
+        },
+        "reason_code": {
+            "unrecognised": N_("It is not in the inventory"),
+            "changed": N_("It changed since the inventory was taken"),
+            "block_rule": N_("A rule blocks it"),
+            "inline_code": N_("An interpreter ran code without a file"),
+            "being_written": N_("It is open for writing"),
+            "allow_rule": N_("A rule allows it"),
+            "inventory": N_("In the inventory from the start"),
+            "trusted_updater": N_("Brought by a trusted updater"),
+            "maintenance": N_("Brought during maintenance"),
+            "floor": N_("Never blocked: agent, sign-in or package manager"),
+            "unrecognised_allowed": N_("Not recognised, and allowed until a rule blocks it"),
+            "not_software": N_("No software"),
+        },
+        "inline": {
+            "command": N_("from its command line"),
+            "stdin": N_("from its standard input"),
+            "odd_name": N_("from a file that looks like no script"),
+        },
+        "entry_kind": {
+            "hash": N_("Content"),
+            "package": N_("Package"),
+            "signer": N_("Signing key"),
+            "path": N_("Path"),
+            "interpreter": N_("Inline code of"),
+        },
+        "rule_action": {"allow": N_("Allows"), "block": N_("Blocks")},
+        "ac_level": LEVELS,
         "boolean": {"true": N_("Yes"), "false": N_("No")},
         "decision": {"approve": N_("Approve"), "reject": N_("Reject")},
         "threat_class": _THREAT_CLASSES,

@@ -43,6 +43,16 @@ WHAT: Mapping[str, str] = MappingProxyType(
         "registry_value.created": N_("The registry value %(subject)s was created"),
         "registry_value.updated": N_("The registry value %(subject)s was changed"),
         "registry_value.deleted": N_("The registry value %(subject)s was deleted"),
+        "software.blocked": N_("%(subject)s was blocked"),
+        "software.would_block": N_("%(subject)s would have been blocked"),
+        "software.appeared": N_("The software %(subject)s appeared"),
+        "software.changed": N_("The software %(subject)s changed"),
+        "software.overdue": N_("No verdict on %(subject)s came in time"),
+        "software.inline_code": N_("%(subject)s ran code that is in no file"),
+        "inventory.finished": N_("The inventory of software was taken"),
+        "maintenance.started": N_("Maintenance mode began: what is written is trusted"),
+        "maintenance.ended": N_("Maintenance mode ended: what is written is judged again"),
+        "control.unlocked": N_("Application control was unlocked on the computer: nothing is blocked"),
     }
 )
 RENAMED: Mapping[str, str] = MappingProxyType(
@@ -54,6 +64,10 @@ RENAMED: Mapping[str, str] = MappingProxyType(
 BY_PROCESS_AND_USER = N_("%(what)s by %(process)s as %(user)s")
 BY_PROCESS = N_("%(what)s by %(process)s")
 BY_USER = N_("%(what)s by %(user)s")
+ASKED_BY_PROCESS_AND_USER = N_("%(what)s, wanted by %(process)s as %(user)s")
+ASKED_BY_PROCESS = N_("%(what)s, wanted by %(process)s")
+ASKED = frozenset({"software.blocked", "software.would_block", "software.overdue", "software.inline_code"})
+"""Kinds whose actor is who wanted to run it, and did not do what is told."""
 IN_PACKAGE = N_("%(what)s, as part of the package %(package)s %(version)s")
 
 
@@ -68,15 +82,17 @@ def sentence(catalogue: Catalogue, event: EventRow, details: Mapping[str, Any] |
         pattern = RENAMED[event.kind]
         words["previous"] = _code(str(details["previous_key"]))
     what = Markup(escape(catalogue.gettext(pattern))) % words  # noqa: S704 (escaped in this line)
-    package = details.get("package") or {}
-    if package.get("name"):
+    package = details.get("package")
+    if isinstance(package, Mapping) and package.get("name"):
         named = {"what": what, "package": _code(package["name"]), "version": _code(package.get("version", ""))}
         what = Markup(escape(catalogue.gettext(IN_PACKAGE))) % named  # noqa: S704
     by = {"what": what, "process": _code(event.actor.process), "user": escape(event.actor.user)}
+    is_asked = event.kind in ASKED
     if event.actor.process and event.actor.user:
-        return Markup(escape(catalogue.gettext(BY_PROCESS_AND_USER))) % by  # noqa: S704
+        both = ASKED_BY_PROCESS_AND_USER if is_asked else BY_PROCESS_AND_USER
+        return Markup(escape(catalogue.gettext(both))) % by  # noqa: S704
     if event.actor.process:
-        return Markup(escape(catalogue.gettext(BY_PROCESS))) % by  # noqa: S704
+        return Markup(escape(catalogue.gettext(ASKED_BY_PROCESS if is_asked else BY_PROCESS))) % by  # noqa: S704
     if event.actor.user:
         return Markup(escape(catalogue.gettext(BY_USER))) % by  # noqa: S704
     return what
