@@ -205,6 +205,7 @@ class Decider:
             {
                 "type": "wants",
                 "holding": any(wish.wants_holding for wish in wishes),
+                "watching": any(wish.watched for wish in wishes),
                 "network": any(wish.terms.includes_network for wish in wishes),
             }
         )

@@ -201,7 +201,11 @@ class PrivateGate:
             return False
         listening = {name[:-5] for name in os.listdir(self._judges_directory) if name.endswith(".sock")}
         known = {name for name, generation in state["judges"].items() if generation >= 0}
-        is_settled = state["is_enforcing"] or not state["wants_holding"] or bool(state["reason"])
+        is_marked = any(mount[2] != "none" for mount in state["mounts"])
+        if state["wants_holding"]:
+            is_settled = state["is_enforcing"] or bool(state["reason"])
+        else:
+            is_settled = is_marked or not state["wants_watching"]
         return bool(state["mounts"]) and listening <= known and is_settled
 
     def _read_lines(self) -> bool:

@@ -81,6 +81,7 @@ class _Decider:
     canary_at: float = 0.0
     may_hold: bool = False
     wants_holding: bool = False
+    wants_watching: bool = False
     state: dict[str, Any] = field(default_factory=dict)
 
 
@@ -173,6 +174,7 @@ class Warden:
         match message["type"]:
             case "wants":
                 decider.wants_holding = bool(message["holding"])
+                decider.wants_watching = bool(message["watching"])
                 self._follower.look_again(wants_network=bool(message["network"]))
                 self._settle(decider)
             case "canary_seen":
@@ -187,7 +189,8 @@ class Warden:
                     decider.is_restart = False
                     self._outlet.tell("restarted", {"restarts": self._restarts, "is_enforcing": message["is_enforcing"]})
                 decider.state = message
-                self._outlet.tell("state", {**message, "wants_holding": decider.wants_holding})
+                wants = {"wants_holding": decider.wants_holding, "wants_watching": decider.wants_watching}
+                self._outlet.tell("state", {**message, **wants})
 
     def _settle(self, decider: _Decider) -> None:
         """Take the next step towards holding, or away from it."""

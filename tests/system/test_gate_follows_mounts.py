@@ -1,0 +1,218 @@
+"""Which file systems the gate guards as they come and go, and what it only watches; in mount namespaces of the tests' own."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from keibi.agent.gate.judging import EXEC, OFF, OPEN, PREVENT, SOFTWARE, WATCH, WRITTEN
+from keibi.agent.gate.private import PrivateGate
+from tests.system.gate_judges import BAD, SETTLED_SECONDS, ContentJudge, content_of, wait_until
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="permission events need root"),
+    pytest.mark.timeout(60),
+]
+
+
+@pytest.fixture
+def judges(tmp_path) -> str:
+    return str(tmp_path / "judges")
+
+
+@pytest.fixture
+def place(tmp_path) -> str:
+    (tmp_path / "place").mkdir()
+    return str(tmp_path / "place")
+
+
+@pytest.fixture
+def judge(judges) -> Iterator[ContentJudge]:
+    with ContentJudge(judges) as judge:
+        yield judge
+
+
+@pytest.fixture
+def gate(judge, judges, place) -> Iterator[PrivateGate]:
+    with PrivateGate(place, judges, settled_seconds=SETTLED_SECONDS) as gate:
+        yield gate
+
+
+def kinds(gate: PrivateGate) -> dict[str, str]:
+    return {mount[0]: mount[2] for mount in gate.refresh()["mounts"]}
+
+
+def is_refused(gate: PrivateGate, path: str) -> bool:
+    return gate.run(["cat", path]).returncode != 0
+
+
+def in_namespace(gate: PrivateGate, script: str) -> "subprocess.CompletedProcess[bytes]":
+    return gate.run(["sh", "-euc", script])
+
+
+def test_a_mount_that_appears_is_guarded_and_one_that_goes_is_forgotten(gate, place):
+    assert in_namespace(gate, "mkdir new && mount -t tmpfs none new && printf 'this is bad' >new/x").returncode == 0
+    new = os.path.join(place, "new")
+    wait_until(lambda: kinds(gate).get(new) == "permission", 5, "the new mount is marked")
+    assert is_refused(gate, f"{new}/x")
+
+    assert in_namespace(gate, "umount new").returncode == 0
+    wait_until(lambda: new not in kinds(gate), 5, "forgotten")
+    assert in_namespace(gate, "mount -t tmpfs none new && printf 'this is bad' >new/x").returncode == 0
+    wait_until(lambda: kinds(gate).get(new) == "permission", 5, "marked again")
+    assert is_refused(gate, f"{new}/x")
+
+
+def test_a_disk_image_with_ext4_is_guarded_also_through_a_bind_mount(gate, place):
+    made = in_namespace(
+        gate,
+        "truncate -s 16M image && mkfs.ext4 -q -F image && mkdir disk bound && mount -o loop image disk && "
+        "printf 'this is bad' >disk/x && printf fine >disk/y && mount --bind disk bound",
+    )
+    if made.returncode != 0:
+        pytest.skip(f"no loop device or mkfs here: {made.stderr.decode()}")
+    wait_until(lambda: kinds(gate).get(f"{place}/disk") == "permission", 5, "marked")
+    try:
+        assert is_refused(gate, f"{place}/disk/x")
+        assert is_refused(gate, f"{place}/bound/x")
+        assert not is_refused(gate, f"{place}/bound/y")
+    finally:
+        # The gate's marks keep no mount busy.
+        assert in_namespace(gate, "umount bound disk").returncode == 0
+
+
+def test_a_hard_link_and_an_overlay_show_the_same_files_and_are_guarded(gate, place):
+    made = in_namespace(
+        gate,
+        "mkdir lower upper work merged && printf 'this is bad' >lower/x && ln lower/x linked && "
+        "mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged",
+    )
+    assert is_refused(gate, f"{place}/linked")
+    if made.returncode != 0:
+        pytest.skip(f"no overlay here: {made.stderr.decode()}")
+    wait_until(lambda: kinds(gate).get(f"{place}/merged") == "permission", 5, "marked")
+    assert is_refused(gate, f"{place}/merged/x")
+
+
+def test_a_mount_in_another_mount_namespace_is_guarded(gate, place):
+    """As a container's: the gate's own table does not show it."""
+    container = subprocess.Popen(
+        [
+            *("nsenter", f"--mount=/proc/{gate.pid}/ns/mnt", f"--wdns={place}", "--"),
+            *("unshare", "--mount", "--propagation", "private"),
+            *("sh", "-c", "mkdir inside; mount -t tmpfs none inside; echo ready; read go; cat inside/x; echo $?"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert container.stdout is not None
+        assert container.stdout.readline() == b"ready\n"
+        with open(f"/proc/{container.pid}/root{place}/inside/x", "wb") as file:
+            file.write(BAD)
+        wait_until(lambda: kinds(gate).get(f"{place}/inside") == "permission", 5, "marked")
+        out, _ = container.communicate(b"\n", timeout=10)
+        assert out == b"1\n"
+    finally:
+        container.kill()
+        container.communicate()
+
+
+def test_places_restrict_and_kernel_file_systems_are_never_marked(gate, judge, place):
+    in_namespace(gate, "mkdir a b p && mount -t tmpfs none a && mount -t tmpfs none b && mount -t proc proc p")
+    wait_until(lambda: kinds(gate).get(f"{place}/b") == "permission", 5, "marked")
+    assert f"{place}/p" not in kinds(gate)
+
+    judge.wish(places=(f"{place}/a",))
+    wait_until(lambda: kinds(gate).get(f"{place}/b") == "none", 5, "no longer marked")
+    assert kinds(gate)[f"{place}/a"] == "permission"
+    in_namespace(gate, "printf 'this is bad' >a/x; printf 'this is bad' >b/x")
+    assert is_refused(gate, f"{place}/a/x")
+    assert not is_refused(gate, f"{place}/b/x")
+
+
+def test_judges_that_watch_hold_nothing_and_are_told_of_programs_and_writes(judges, place):
+    with (
+        ContentJudge(judges, mode=WATCH, events=(EXEC, WRITTEN)) as judge,
+        PrivateGate(place, judges, is_proof=False) as gate,
+    ):
+        assert kinds(gate) == {place: "notification"}
+        judge.hold()
+        done = in_namespace(gate, "printf '#!/bin/sh\\necho this is bad\\n' >x; chmod +x x; ./x")
+        assert done.stdout == b"this is bad\n"
+        judge.release()
+        path = os.path.join(place, "x")
+        wait_until(lambda: judge.count(path, WRITTEN) >= 1 and judge.count(path, EXEC) >= 1, 5, "told of both")
+        question = next(asked.question for asked in judge.asked if asked.question.event == EXEC)
+        assert (question.id, question.is_held, question.is_proof) == (0, False, False)
+        assert not gate.state["is_enforcing"]
+
+
+def test_watching_openings_tells_of_each_unchanged_program_once(judges, place):
+    with (
+        ContentJudge(judges, mode=WATCH, events=(OPEN,), files=SOFTWARE, suffixes=(".py",)) as judge,
+        PrivateGate(place, judges, is_proof=False) as gate,
+    ):
+        script = gate.write("x.py", b"print()")
+        data = gate.write("x.txt", b"text")
+        wait_until(lambda: os.stat(gate.outside(script)).st_ctime < time.time() - 2.05, 5, "settled")
+        gate.enter(lambda: [content_of(name) for name in (script, data) * 20] and None)
+        wait_until(lambda: judge.count(script) == 1, 5, "told")
+        with open(gate.outside(script), "ab") as file:
+            file.write(b"#")
+        gate.enter(lambda: content_of(script))
+        wait_until(lambda: judge.count(script) == 2, 5, "told again after a change")
+        assert judge.count(data) == 0
+
+
+def test_nothing_is_marked_while_judges_are_off_or_absent(judges, place):
+    with ContentJudge(judges, mode=OFF) as judge, PrivateGate(place, judges, is_proof=False) as gate:
+        assert kinds(gate) == {place: "none"}
+        judge.wish(mode=PREVENT, events=(OPEN,))
+        wait_until(lambda: kinds(gate) == {place: "permission"}, 5, "marked")
+        assert is_refused(gate, gate.write("bad.txt", BAD))
+        judge.wish(mode=OFF)
+        wait_until(lambda: kinds(gate) == {place: "none"}, 5, "no mark is left")
+        assert not is_refused(gate, gate.write("bad.txt", BAD))
+        assert not gate.state["is_enforcing"]
+
+
+def test_a_full_queue_is_counted_and_told(judges, place):
+    """While nobody is held, a decider that stands still is only noticed later; the kernel's queue is bounded."""
+    with open("/proc/sys/fs/fanotify/max_queued_events", encoding="ascii") as file:
+        most = int(file.read())
+    with (
+        ContentJudge(judges, mode=WATCH, events=(WRITTEN,)) as judge,
+        PrivateGate(place, judges, is_proof=False, options="size=64m,nr_inodes=200k") as gate,
+    ):
+        os.kill(gate.decider_pid, signal.SIGSTOP)
+        try:
+            gate.enter(lambda: write_many(place, most + 1000), timeout_seconds=60)
+        finally:
+            os.kill(gate.decider_pid, signal.SIGCONT)
+        wait_until(lambda: judge.told_count("overflow") >= 1, 10, "told")
+        gate.wait_for(lambda state: dict(state["metrics"])["overflows_count"] == 1, 5, "counted")
+        assert {"what": "overflowed"} in gate.happenings
+
+
+def write_many(place: str, count: int) -> None:
+    for number in range(count):
+        os.close(os.open(f"{place}/{number}", os.O_WRONLY | os.O_CREAT))
+
+
+def test_a_judge_that_falls_behind_with_what_it_is_only_told_hears_that_it_missed_some(judges, place):
+    with (
+        ContentJudge(judges, mode=WATCH, events=(WRITTEN,)) as judge,
+        PrivateGate(place, judges, is_proof=False, options="size=64m,nr_inodes=200k") as gate,
+    ):
+        judge.hold()
+        gate.enter(lambda: write_many(place, 4000))
+        gate.wait_for(lambda state: dict(state["metrics"])["dropped_count"] > 0, 10, "dropped some")
+        judge.release()
+        wait_until(lambda: judge.told_count("overflow") > 0, 10, "told")
+        # And no descriptor stays behind for those that were dropped.
+        wait_until(lambda: len(os.listdir(f"/proc/{gate.decider_pid}/fd")) < 40, 10, "descriptors are closed")
