@@ -48,4 +48,3 @@ def level_of(status: AgentStatus | None) -> str:
             return level
     is_told = any(name in known for name, _ in _CAPABILITIES)
     return "D" if is_told else ""
-

@@ -26,6 +26,7 @@ NAVIGATION = (
 EVENT_PAGES = (
     Entry("/events", "list-search", N_("All events"), "events.view"),
     Entry("/events/malware", "shield-check", N_("Anti-malware"), "events.view"),
+    Entry("/events/software", "apps", N_("Software changes"), "events.view"),
 )
 """The pages of single modules below the events; each has tabs of its own."""
 ADMINISTRATION = (

@@ -10,6 +10,7 @@ from keibi.manager.console.live import live_route
 from keibi.manager.console.pages import (
     account,
     administration,
+    application_control,
     baseline,
     computers,
     events,
@@ -18,8 +19,10 @@ from keibi.manager.console.pages import (
     policy_files,
     retention,
     rules,
+    rulesets,
     search,
     sign_in,
+    software,
     tokens,
 )
 from keibi.manager.console.view import load_view
@@ -52,7 +55,10 @@ PAGES: tuple[Page, ...] = (
     *baseline.PAGES,
     *policy_files.PAGES,
     *policies.PAGES,
+    *application_control.PAGES,
     *computers.PAGES,
+    *rulesets.PAGES,
+    *software.PAGES,
     *events.PAGES,
     *rules.PAGES,
     *tokens.PAGES,

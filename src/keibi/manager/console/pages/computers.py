@@ -11,6 +11,7 @@ from keibi.contract.names import ModuleId
 from keibi.errors import InputError
 from keibi.manager.computers.model import ComputerChange, ComputerDetail, ComputerFilter, ComputerState
 from keibi.manager.console.endpoint import Page, get, post
+from keibi.manager.console.language import N_
 from keibi.manager.console.names import group_paths, policy_choices, policy_paths
 from keibi.manager.console.pages.events import row_values
 from keibi.manager.console.problems import GRAVE, advice, told
@@ -21,6 +22,15 @@ PAGE_LIMIT = 50
 EVENTS_LIMIT = 30
 ALARMS_LIMIT = 200
 MAX_ASSIGNED = 10_000
+MAINTENANCE_LENGTHS = {
+    "15": N_("15 minutes"),
+    "30": N_("30 minutes"),
+    "60": N_("1 hour"),
+    "120": N_("2 hours"),
+    "240": N_("4 hours"),
+    "480": N_("8 hours"),
+    "1440": N_("1 day"),
+}
 SORTS = ("name", "last_heartbeat_at", "problems")
 FILTERS = ("text", "state", "group", "policy", "problems")
 
@@ -39,6 +49,7 @@ def computers(visit: Visit) -> Response:
         groups=group_paths(visit),
         policies=policy_paths(visit),
         assignable=policy_choices(visit) if visit.may("computers.manage") else [],
+        maintenance_lengths=[(key, visit._(word)) for key, word in MAINTENANCE_LENGTHS.items()],
         numbers=visit.services.computers.overview(visit.principal),
         grave=GRAVE,
         problem_words=lambda problem: told(visit.catalogue, problem),
@@ -115,7 +126,7 @@ def remove(visit: Visit) -> Response:
 
 def preview_assign(visit: Visit) -> Response:
     """Show what giving the chosen computers another policy would do, before it does."""
-    computer_ids = _chosen(visit)
+    computer_ids = chosen_computers(visit)
     if not computer_ids:
         raise InputError("nothing_chosen", "no computer is chosen", where="computer", hint="choose at least one")
     policy_id = visit.field("policy")
@@ -215,7 +226,7 @@ def _filter_of(query: QueryParams) -> ComputerFilter:
     )
 
 
-def _chosen(visit: Visit) -> list[str]:
+def chosen_computers(visit: Visit) -> list[str]:
     """Return the chosen computers: those ticked, or all that fit the filter."""
     if visit.field("all") != "on":
         return visit.fields("computer")

@@ -11,6 +11,7 @@ from starlette.datastructures import QueryParams
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from keibi.errors import InputError
+from keibi.manager.console.deciding import key_of, program_address
 from keibi.manager.console.differences import attribute_changes, difference_lines
 from keibi.manager.console.endpoint import Page, get, post
 from keibi.manager.console.filters import (
@@ -123,6 +124,7 @@ def one(visit: Visit) -> Response:
         except InputError:
             rule = None  # deleted since; the event keeps the id
     around: list[EventRow] = [*reversed(near.before), event, *near.after]
+    software_key = key_of(event)
     return visit.page(
         "event.html",
         title=str(visit._("Event")),
@@ -137,7 +139,16 @@ def one(visit: Visit) -> Response:
             record.get("before") or {}, record.get("after") or {}, list(record.get("changed_attributes") or [])
         ),
         details_json=json.dumps(msgspec.to_builtins(event), indent=2, ensure_ascii=False),
+        process_chain=_chain(record),
+        software_key=software_key,
+        software_address=program_address(event.tenant_id, software_key) if software_key else "",
     )
+
+
+def _chain(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the processes that led to an event, the nearest first; what is of another shape is left out."""
+    chain = record.get("process_chain")
+    return [one for one in chain if isinstance(one, dict)] if isinstance(chain, list) else []
 
 
 def tag_one(visit: Visit) -> Response:
