@@ -7,6 +7,12 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from keibi.manager.console.language import N_, Catalogue
+from keibi.manager.console.malware_sentences import (
+    ANY_MALWARE,
+    WITH_PROCESS,
+    WITH_PROCESS_AND_USER,
+    malware_pattern,
+)
 from keibi.manager.events.model import EventRow
 
 WHAT: Mapping[str, str] = MappingProxyType(
@@ -73,6 +79,9 @@ IN_PACKAGE = N_("%(what)s, as part of the package %(package)s %(version)s")
 
 def sentence(catalogue: Catalogue, event: EventRow, details: Mapping[str, Any] | None = None) -> Markup:
     """Return what happened. A kind that has no sentence yet is told in the agent's own English words."""
+    malware = malware_pattern(event.kind, event.action)
+    if malware is not None:
+        return _of_malware(catalogue, malware, event, details or {})
     pattern = WHAT.get(event.kind)
     if pattern is None:
         return escape(event.message or f"{event.kind} {event.subject}".strip())
@@ -96,6 +105,18 @@ def sentence(catalogue: Catalogue, event: EventRow, details: Mapping[str, Any] |
     if event.actor.user:
         return Markup(escape(catalogue.gettext(BY_USER))) % by  # noqa: S704
     return what
+
+
+def _of_malware(catalogue: Catalogue, pattern: str, event: EventRow, details: Mapping[str, Any]) -> Markup:
+    """Return what was found. Whoever touched the file did not do what protection did, so it stands beside the sentence."""
+    threat = details.get("threat")
+    words = {"subject": _code(event.subject), "threat": _code(str(threat)) if threat else escape(catalogue.gettext(ANY_MALWARE))}
+    what = Markup(escape(catalogue.gettext(pattern))) % words  # noqa: S704 (escaped in this line)
+    if not event.actor.process or event.actor.process == event.subject:
+        return what
+    by = {"what": what, "process": _code(event.actor.process), "user": escape(event.actor.user)}
+    tail = WITH_PROCESS_AND_USER if event.actor.user else WITH_PROCESS
+    return Markup(escape(catalogue.gettext(tail))) % by  # noqa: S704
 
 
 def _code(text: str) -> Markup:
