@@ -88,9 +88,7 @@ def preview_maintenance(visit: Visit) -> Response:
         "maintenance_preview.html",
         preview=found,
         computer_ids=" ".join(ids),
-        length=visit._(MAINTENANCE_LENGTHS[str(minutes)])
-        if str(minutes) in MAINTENANCE_LENGTHS
-        else visit.format.duration(minutes * 60),
+        length=visit.format.duration(minutes * 60),
         filter_query=visit.field("filter"),
     )
 
