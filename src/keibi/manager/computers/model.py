@@ -117,6 +117,7 @@ class Overview:
     states: dict[str, int]
     unprotected_count: int
     problem_counts: dict[str, int]  # code -> computers
+    not_enforced_counts: dict[str, int]  # module -> computers where something that its policy asks for does not happen
     drift_count: int
     drift_computer_count: int
     open_alarm_count: int

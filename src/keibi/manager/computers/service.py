@@ -243,8 +243,11 @@ class ComputerService:
                 .join(ComputerRecord, ReportRecord.id == ComputerRecord.id)
                 .where(reach, ComputerRecord.is_enabled, ReportRecord.problem_count > 0)
             )
+            not_enforced: Counter[str] = Counter()
             for text in stored:
-                codes.update({problem.code for problem in msgspec.json.decode(text, type=list[Problem])})
+                problems = msgspec.json.decode(text, type=list[Problem])
+                codes.update({problem.code for problem in problems})
+                not_enforced.update({problem.module for problem in problems if problem.code == "not_enforced"})
         for code, count in (
             ("agent_offline", states["offline"]),
             ("agent_never", states["never"]),
@@ -258,6 +261,7 @@ class ComputerService:
             states=states,
             unprotected_count=unprotected,
             problem_counts=dict(codes.most_common()),
+            not_enforced_counts=dict(not_enforced.most_common()),
             drift_count=int(drifts[0]),
             drift_computer_count=int(drifts[1]),
             open_alarm_count=alarms,

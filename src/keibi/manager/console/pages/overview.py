@@ -62,6 +62,7 @@ def _events(visit: Visit) -> dict[str, Any]:
     top_rules = service.top(visit.principal, day, "rule_id", TOP_LIMIT)
     return {
         "has_events": True,
+        "software_open": visit.services.software.open_count(visit.principal),
         "grave_count": service.count(visit.principal, grave),
         "day_count": service.count(visit.principal, day),
         "recent": recent.items,
