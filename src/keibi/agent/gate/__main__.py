@@ -105,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="DIRECTORY",
         help="about whose files nobody is asked when they are opened",
     )
+    parser.add_argument("--only-below", default="", metavar="DIRECTORY", help="never mark a mount that is not at or beneath it")
     parser.add_argument("--private", default="", metavar="DIRECTORY", help="guard a fresh tmpfs there, in an own mount namespace")
     parser.add_argument("--options", default="size=64m,mode=0755", help="of that tmpfs")
     parser.add_argument(
@@ -128,7 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             [("fanotify_permission_events", not test_failure, test_failure), ("gate_priority", not refused, "; ".join(refused))]
         )
     )
-    warden_options = WardenOptions(judges_directory=options.judges, excluded=excluded, own_root=os.getppid())
+    warden_options = WardenOptions(
+        judges_directory=options.judges, excluded=excluded, own_root=os.getppid(), only_below=options.only_below
+    )
     Warden(warden_options, CoreOutlet(channel), test_failure=test_failure).run()
     return 0
 
