@@ -149,8 +149,8 @@ class ChangeReader:
     argMax(rows.file_type, detected_at) AS file_type,
     toUnixTimestamp64Micro(min(detected_at)) AS first_us, toUnixTimestamp64Micro(max(detected_at)) AS last_us,
     count() AS event_count,
-    sum(if(kind IN ('{Kind.BLOCKED}', '{Kind.WOULD_BLOCK}', '{Kind.INLINE_CODE}'), 1 + repeat_count, 0)) AS execution_count,
-    sum(if(kind = '{Kind.BLOCKED}', 1 + repeat_count, 0)) AS blocked_count,
+    sum(if(kind IN ('{Kind.BLOCKED}', '{Kind.WOULD_BLOCK}', '{Kind.INLINE_CODE}'), greatest(repeat_count, 1), 0)) AS execution_count,
+    sum(if(kind = '{Kind.BLOCKED}', greatest(repeat_count, 1), 0)) AS blocked_count,
     arraySort(groupUniqArray({MAX_SHOWN})(computer_id)) AS computer_ids, uniqExact(computer_id) AS computer_count,
     arraySort(groupUniqArray({MAX_SHOWN})(subject)) AS paths, uniqExact(subject) AS path_count,
     uniqExactIf(rows.sha256, rows.sha256 != '') AS hash_count,
@@ -161,9 +161,12 @@ class ChangeReader:
     arraySort(groupUniqArray({MAX_SHOWN})(reason_code)) AS reason_codes,
     argMax(lower(hex(event_id)), detected_at) AS last_event_id
 FROM ({rows}) AS rows GROUP BY tenant_id, key"""
+        if filters.keys:
+            sql += " HAVING key IN {keys:Array(String)}"
+            condition.parameters["keys"] = list(filters.keys)
         if filters.standing is not None:
             condition.parameters["standing"] = _STANDINGS.index(filters.standing)
-            sql += " HAVING standing = {standing:UInt8}"
+            sql += " AND standing = {standing:UInt8}" if filters.keys else " HAVING standing = {standing:UInt8}"
         return condition, sql
 
     def _rows(self, condition: Condition) -> str:

@@ -39,6 +39,7 @@ class ChangeFilter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     sha256: str = ""  # or its beginning
     package: str = ""
     computer_ids: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()  # only these groups
     since: float | None = None
     until: float | None = None
 

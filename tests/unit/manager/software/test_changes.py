@@ -30,7 +30,7 @@ def test_one_content_on_many_computers_is_one_group(sqlite_world):
     assert (newest.event_count, newest.computer_count, newest.path_count, newest.hash_count) == (3, 2, 2, 1)
     assert newest.paths == ("/opt/a", "/srv/b")
     assert newest.computer_ids == tuple(sorted((first, second)))
-    assert (newest.execution_count, newest.blocked_count) == (5, 5)
+    assert (newest.execution_count, newest.blocked_count) == (4, 4)
     assert newest.bringers == (Bringer("deploy", "/usr/bin/curl"), Bringer("eve", "/usr/bin/scp"))
     assert newest.standing is Standing.OPEN
     assert newest.last_at - newest.first_at == pytest.approx(600, abs=5)
