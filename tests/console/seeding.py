@@ -86,7 +86,7 @@ class SeedComputer:
         assert answer.status == 200, (path, answer.status, body[:500])
         return decode(body, type_)
 
-    def status(self, health=Health.ACTIVE, not_enforced=(), drifts=0, message=""):
+    def status(self, health=Health.ACTIVE, not_enforced=(), drifts=0, message="", others=(), capabilities=()):
         now = time.time()
         return AgentStatus(
             agent_version="0.1.0",
@@ -98,6 +98,7 @@ class SeedComputer:
                 Capability("fanotify_filesystem_marks", True),
                 Capability("fanotify_names", True),
                 Capability("bpf_exec_map", not not_enforced, "" if not not_enforced else "EPERM: the kernel is locked down"),
+                *capabilities,
             ],
             modules=[
                 ModuleStatus(
@@ -113,7 +114,8 @@ class SeedComputer:
                         "last_scan_seconds": 11.4,
                         "drifts_waiting_count": float(drifts),
                     },
-                )
+                ),
+                *others,
             ],
             spool=SpoolStatus(),
             memory_bytes=41 * 1024 * 1024,
