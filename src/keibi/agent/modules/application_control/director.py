@@ -25,7 +25,7 @@ from keibi.agent.modules.application_control.policies import Policy
 from keibi.agent.modules.application_control.reporting import Reporter
 from keibi.agent.modules.application_control.status import Condition, status_of
 from keibi.agent.modules.application_control.telling import Teller
-from keibi.agent.modules.application_control.updaters import Updaters
+from keibi.agent.modules.application_control.updaters import Patience, Updaters
 from keibi.agent.ports import (
     Answer,
     Applied,
@@ -95,6 +95,7 @@ class Director:
         self._damage = damage
         self._policy: Policy | None = None
         self._teller = Teller(book, reporter)
+        self._patience = Patience()
         self._ended: deque[Ended] = deque()
         self._gates: list[GateState] = []
         self._is_inventory_there = inventory.setting(BUILT_SETTING) is not None
@@ -237,7 +238,7 @@ class Director:
         policy = self._policy
         if policy is None:
             return
-        self._judge.in_force = InForce(policy, Updaters(policy.settings, self._book), self._is_inventory_there)
+        self._judge.in_force = InForce(policy, Updaters(policy.settings, self._book, self._patience), self._is_inventory_there)
         self._server.set_terms(policies.terms_of(policy, is_suspended=self._unlocked.is_on))
         self._server.forget()
 

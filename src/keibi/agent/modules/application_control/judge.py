@@ -35,6 +35,7 @@ from keibi.protection.application_control.settings import OnTimeout
 SETTLED_NS = 100_000_000
 """A file that changed less long ago may change again without another time: what it held is not kept under its key."""
 DEADLINE_SHARE = 0.8
+MAX_FINE = 20_000
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Judge:
         unlocked: Lasting,
         own_directory: bytes,
     ) -> None:
-        self.in_force: InForce | None = None
+        self._in_force: InForce | None = None
+        self._fine: dict[FileKey, None] = {}
         self.forget_verdicts: Callable[[], None] = lambda: None
         self.trouble = ""
         self.judged_count = 0
@@ -88,6 +90,20 @@ class Judge:
         self._unlocked = unlocked
         self._own = own_directory.rstrip(b"/") + b"/"
         self._teller = Teller(book, reporter)
+
+    @property
+    def in_force(self) -> InForce | None:
+        """What is judged by."""
+        return self._in_force
+
+    @in_force.setter
+    def in_force(self, in_force: InForce) -> None:
+        self._in_force = in_force
+        self._fine = {}
+
+    def is_fine(self, question: Question) -> bool:
+        """Whether a question that holds nobody needs no look: the same file was found fine. Any thread may ask."""
+        return not question.is_held and question.event == EXEC and question.key in self._fine
 
     def consider(self, asked: Asked) -> None:
         """Answer one question, take note of one written file; closes the descriptor."""
@@ -145,6 +161,7 @@ class Judge:
         asked.answer(is_allowed=verdict.is_allowed, remember=self._may_be_remembered(question, looked, verdict, policy))
         if facts.inline is None:
             self._note(question, looked, verdict)
+            self._keep_if_fine(question, looked, verdict, policy)
 
     def _verdict(self, facts: Facts, in_force: InForce, question: Question) -> Verdict:
         policy = in_force.policy
@@ -225,6 +242,17 @@ class Judge:
         if verdict.would_block or not looked.is_root_writable_only:
             return False
         return not (policy.looks_at_inline and policy.interpreters.match(question.path))
+
+    def _keep_if_fine(self, question: Question, looked: Looked, verdict: Verdict, policy: Policy) -> None:
+        """Spare further looks at what runs again and again while a gate only watches, and so remembers nothing."""
+        if question.is_held or verdict.would_block or looked.writers is not Writers.NONE or policy.known.depends_on_user:
+            return
+        if policy.looks_at_inline and policy.interpreters.match(question.path):
+            return
+        if kept_key(looked.key, looked.writers) == looked.key:
+            if len(self._fine) >= MAX_FINE:
+                self._fine = {}
+            self._fine[looked.key] = None
 
     # --- inline code
 

@@ -4,19 +4,29 @@ import queue
 import threading
 from collections.abc import Callable
 
-from keibi.agent.gate.judging import WRITTEN
+from keibi.agent.gate.judging import WRITTEN, Question
 from keibi.agent.judge_server import Asked
 
 LANES = 2
-MAX_WRITTEN = 2000
-"""Written files that may wait in one lane, each with its descriptor; more are looked for later instead."""
+MAX_WAITING = 2000
+"""Questions that hold nobody and may wait in one lane, each with its descriptor; more are looked for later instead."""
 
 
 class Lanes:
     """Hands questions to threads. `close` ends them."""
 
-    def __init__(self, consider: Callable[[Asked], None], on_overflow: Callable[[], None], *, count: int = LANES) -> None:
+    def __init__(
+        self,
+        consider: Callable[[Asked], None],
+        on_overflow: Callable[[], None],
+        *,
+        remember: Callable[[int], None],
+        is_fine: Callable[[Question], bool],
+        count: int = LANES,
+    ) -> None:
         self._consider = consider
+        self._remember = remember
+        self._is_fine = is_fine
         self._on_overflow = on_overflow
         self._queues: list[queue.SimpleQueue[Asked | None]] = [queue.SimpleQueue() for _ in range(count)]
         self._threads = [
@@ -30,9 +40,15 @@ class Lanes:
             thread.start()
 
     def put(self, asked: Asked) -> None:
-        """Take a question; one about a written file is given up when too many wait, and `on_overflow` called."""
+        """Take a question; one that holds nobody is given up when too many wait, and `on_overflow` called."""
+        if self._is_fine(asked.question):
+            asked.close()
+            return
+        if asked.question.event == WRITTEN:
+            # A copying program ends right after it has closed what it wrote: look at it before the file waits for its turn.
+            self._remember(asked.question.pid)
         lane = self._queues[asked.question.key.inode % len(self._queues)]
-        if asked.question.event == WRITTEN and lane.qsize() > MAX_WRITTEN:
+        if not asked.question.is_held and lane.qsize() > MAX_WAITING:
             asked.close()
             self._on_overflow()
             return

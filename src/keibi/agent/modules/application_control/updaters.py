@@ -5,6 +5,7 @@ may be able to change that file. The program must still be running; what it left
 """
 
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +26,38 @@ class Updater:
     package: bool  # it is a package manager
 
 
+class Patience:
+    """How long to wait until the sensor tells of a writer that has ended already; none for a while after waiting in vain.
+
+    Several threads may use it; a count that is off by one does no harm.
+    """
+
+    def __init__(self, *, seconds: float = 0.25, most_failures: int = 4, rest_seconds: float = 60.0) -> None:
+        self._seconds = seconds
+        self._most_failures = most_failures
+        self._rest_seconds = rest_seconds
+        self._failures = 0
+        self._rests_until = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long to wait now."""
+        return 0.0 if time.monotonic() < self._rests_until else self._seconds
+
+    def learn(self, *, was_known: bool) -> None:
+        """Take note of whether the writer was known in the end."""
+        self._failures = 0 if was_known else self._failures + 1
+        if self._failures >= self._most_failures:
+            self._failures = 0
+            self._rests_until = time.monotonic() + self._rest_seconds
+
+
 class Updaters:
     """Says which writers are trusted under the settings."""
 
-    def __init__(self, settings: ApplicationControlSettings, book: ProcessBook) -> None:
+    def __init__(self, settings: ApplicationControlSettings, book: ProcessBook, patience: Patience | None = None) -> None:
         self._book = book
+        self._patience = patience or Patience()
         self._managers = frozenset(PACKAGE_MANAGERS) if settings.trust_package_manager else frozenset()
         self._named = frozenset(os.fsencode(path) for path in settings.trusted_updaters)
         self._environments = tuple(os.fsencode(path).rstrip(b"/") for path in settings.trusted_virtual_environments)
@@ -38,7 +66,9 @@ class Updaters:
         """Return why what a process writes to a path is trusted, or None."""
         if not (self._managers or self._named or self._environments):
             return None
-        for link in self._book.chain(pid):
+        chain = self._book.chain(pid, wait_seconds=self._patience.seconds)
+        self._patience.learn(was_known=bool(chain))
+        for link in chain:
             program = unescape_name(link["process"])
             if program in self._managers or program in self._named:
                 if self._is_genuine(link, program):
@@ -68,7 +98,7 @@ class Updaters:
             if not path.startswith(environment + b"/") or len(arguments) < 2:
                 continue
             _, running = executable_of(link["pid"])
-            if running is None or running not in _interpreters(environment):
+            if running is None or running not in _interpreters(link["pid"], environment):
                 continue
             scripts = environment + b"/bin/"
             if arguments[1].startswith(scripts + b"pip") or (
@@ -78,11 +108,12 @@ class Updaters:
         return False
 
 
-def _interpreters(environment: bytes) -> set[tuple[int, int]]:
+def _interpreters(pid: int, environment: bytes) -> set[tuple[int, int]]:
     found = set()
     for name in (b"python", b"python3"):
         try:
-            status = os.stat(environment + b"/bin/" + name)
+            # As the process sees it: it may live in a container.
+            status = os.stat(b"/proc/%d/root" % pid + environment + b"/bin/" + name)
         except OSError:
             continue
         found.add((status.st_dev, status.st_ino))

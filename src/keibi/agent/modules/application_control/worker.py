@@ -133,7 +133,7 @@ def main() -> int:
         own_directory=own_directory,
         damage=damage,
     )
-    lanes = Lanes(judge.consider, director.lanes_overflowed)
+    lanes = Lanes(judge.consider, director.lanes_overflowed, remember=book.remember, is_fine=judge.is_fine)
     lanes.start()
     core.send(Hello("application_control", os.getpid(), walls))
     thread = threading.Thread(target=director.run, name="director", daemon=True)
