@@ -10,6 +10,7 @@ import selectors
 import socket
 import struct
 import threading
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -120,7 +121,9 @@ class JudgeServer:
             gate.send(judging.forget_message(files))
 
     def close(self) -> None:
-        """Stop listening and hang up; held processes are answered by the terms."""
+        """Stop listening and hang up; held processes are answered by the terms. Does nothing the second time."""
+        if self._is_closed:
+            return
         self._is_closed = True
         os.write(self._wake_end, b"x")
         if self._thread.is_alive():
@@ -137,7 +140,7 @@ class JudgeServer:
                 for key, _ in selector.select():
                     if key.fileobj is self._listener:
                         self._accept(selector)
-                    elif isinstance(key.data, _Gate) and not self._read(key.data):
+                    elif isinstance(key.data, _Gate) and not self._read_safely(key.data):
                         selector.unregister(key.data.connection)
                         self._lose(key.data)
             for gate in list(self._gates):
@@ -158,6 +161,15 @@ class JudgeServer:
         gate.send(judging.own_message(own))
         gate.send(judging.terms_message(terms))
         selector.register(connection, selectors.EVENT_READ, gate)
+
+    def _read_safely(self, gate: _Gate) -> bool:
+        try:
+            return self._read(gate)
+        except Exception:  # noqa: BLE001 -- the worker's edge
+            # Without this thread every process that the gate holds would wait for its deadline, for ever after. Hanging up has
+            # what is held answered by the terms, and the gate connects again.
+            traceback.print_exc()
+            return False
 
     def _read(self, gate: _Gate) -> bool:
         """Take one message; False when the gate is gone or not one."""
