@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help up down status prove test test-vm check format bench lock docs clean
+.PHONY: help up down status prove test test-vm check format fuzz bench lock docs clean
 
 help: ## List what can be done
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ check: $(VENV)/.dev ## Style, types and architecture only
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix -q . || true
 	$(BIN)/ruff format .
+
+fuzz: $(VENV)/.dev ## Throw broken input at the parsers of hostile bytes (FUZZ_SECONDS each)
+	@$(BIN)/python scripts/fuzz.py
 
 bench: $(VENV)/.dev ## Measure beside peers and print the table
 	@scripts/install_packages.sh bench
