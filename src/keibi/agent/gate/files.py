@@ -2,13 +2,16 @@
 
 import errno
 import os
+import struct
 
-from keibi.agent.gate.verdicts import Stamp
+from keibi.agent.gate.verdicts import STAMP_BYTES, Stamp
+
+_STAMP = struct.Struct(f"{STAMP_BYTES // 8}q")
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
     """Return what changes when the file's content does."""
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return _STAMP.pack(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def path_of(descriptor: int) -> bytes:

@@ -4,6 +4,7 @@ A verdict holds for a file as it was: *identity* (device, inode) finds the recor
 record stand for a judge and an event (`bit_of`).
 """
 
+import struct
 from typing import Final
 
 from keibi.agent.gate.judging import EXEC, OPEN, WRITTEN
@@ -13,8 +14,11 @@ MAX_JUDGES: Final = 8
 IGNORABLE: Final = 1 << (MAX_JUDGES * 4)
 """Stands among the allowed bits of a file for which a mark in the kernel may stand in."""
 
+STAMP_BYTES: Final = 24
+_BITS = struct.Struct("QQ")
+
 Identity = int
-Stamp = tuple[int, int, int]
+Stamp = bytes  # size and times of a file; packed, so that tens of thousands cost little
 
 
 def bit_of(judge: int, event: str) -> int:
@@ -33,8 +37,8 @@ class Verdicts:
     def __init__(self, most: int = 24_000) -> None:
         self._half = most // 2
         # Two halves instead of an order of use: a look-up costs no writing, and dropping costs nothing.
-        self._young: dict[Identity, tuple[Stamp, int, int]] = {}
-        self._old: dict[Identity, tuple[Stamp, int, int]] = {}
+        self._young: dict[Identity, bytes] = {}
+        self._old: dict[Identity, bytes] = {}
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
@@ -43,18 +47,20 @@ class Verdicts:
         """Return the bits that are allowed and those that are denied."""
         record = self._young.get(identity)
         if record is None:
-            record = self._old.get(identity)
+            record = self._old.pop(identity, None)
             if record is None:
                 return 0, 0
             self._put(identity, record)
-        if record[0] != stamp:
+        if record[:STAMP_BYTES] != stamp:
             return 0, 0
-        return record[1], record[2]
+        allowed, denied = _BITS.unpack_from(record, STAMP_BYTES)
+        return allowed, denied
 
     def remember(self, identity: Identity, stamp: Stamp, allowed: int, denied: int) -> None:
         """Add what a judge said about the file as it is now."""
         old_allowed, old_denied = self.of(identity, stamp)
-        self._put(identity, (stamp, (old_allowed | allowed) & ~denied, (old_denied | denied) & ~allowed))
+        bits = _BITS.pack((old_allowed | allowed) & ~denied, (old_denied | denied) & ~allowed)
+        self._put(identity, stamp + bits)
 
     def forget(self, identity: Identity) -> bool:
         """Forget a file; returns whether anything was known of it."""
@@ -66,7 +72,7 @@ class Verdicts:
         self._young.clear()
         self._old.clear()
 
-    def _put(self, identity: Identity, record: tuple[Stamp, int, int]) -> None:
+    def _put(self, identity: Identity, record: bytes) -> None:
         if len(self._young) >= self._half and identity not in self._young:
             self._old = self._young
             self._young = {}
