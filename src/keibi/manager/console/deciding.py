@@ -61,11 +61,18 @@ def group_of(visit: Visit, tenant_id: str, key: str) -> ChangeGroup:
     Raises:
         InputError: there is none that the visitor may see.
     """
-    who = visit.principal.in_tenant(tenant_id) if tenant_id else visit.principal
-    found = visit.services.software.changes(who, ChangeFilter(keys=(key,)), "hash", None, 2).items if key else []
-    if not found:
+    found = find_group(visit, tenant_id, key)
+    if found is None:
         raise InputError("software_not_found", f"nobody has told of the software {key[:80]!r}", hint="its events may be too old")
-    return found[0]
+    return found
+
+
+def find_group(visit: Visit, tenant_id: str, key: str) -> ChangeGroup | None:
+    """Return one group by content, or None where the visitor may see none of that key."""
+    if not key:
+        return None
+    who = visit.principal.in_tenant(tenant_id) if tenant_id else visit.principal
+    return next(iter(visit.services.software.changes(who, ChangeFilter(keys=(key,)), "hash", None, 1).items), None)
 
 
 def filter_of(query: QueryParams, now: float) -> ChangeFilter:

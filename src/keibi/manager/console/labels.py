@@ -305,6 +305,12 @@ LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "path": N_("Path"),
             "interpreter": N_("Inline code of"),
         },
+        "not_enforced": {
+            "gate_away": N_("Real time: no gate is connected, so that nothing is seen or held"),
+            "gate_not_enforcing": N_("Blocking: the gate holds no programs"),
+            "unlocked": N_("Blocking: it was unlocked on the computer"),
+            "mount_not_watched": N_("A file system is not watched"),
+        },
         "rule_action": {"allow": N_("Allows"), "block": N_("Blocks")},
         "ac_level": LEVELS,
         "boolean": {"true": N_("Yes"), "false": N_("No")},

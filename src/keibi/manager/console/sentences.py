@@ -72,6 +72,10 @@ BY_PROCESS = N_("%(what)s by %(process)s")
 BY_USER = N_("%(what)s by %(user)s")
 ASKED_BY_PROCESS_AND_USER = N_("%(what)s, wanted by %(process)s as %(user)s")
 ASKED_BY_PROCESS = N_("%(what)s, wanted by %(process)s")
+BROUGHT_BY_PROCESS_AND_USER = N_("%(what)s, brought by %(process)s as %(user)s")
+BROUGHT_BY_PROCESS = N_("%(what)s, brought by %(process)s")
+BROUGHT = frozenset({"software.appeared", "software.changed"})
+"""Kinds whose actor wrote the file."""
 ASKED = frozenset({"software.blocked", "software.would_block", "software.overdue", "software.inline_code"})
 """Kinds whose actor is who wanted to run it, and did not do what is told."""
 IN_PACKAGE = N_("%(what)s, as part of the package %(package)s %(version)s")
@@ -96,12 +100,15 @@ def sentence(catalogue: Catalogue, event: EventRow, details: Mapping[str, Any] |
         named = {"what": what, "package": _code(package["name"]), "version": _code(package.get("version", ""))}
         what = Markup(escape(catalogue.gettext(IN_PACKAGE))) % named  # noqa: S704
     by = {"what": what, "process": _code(event.actor.process), "user": escape(event.actor.user)}
-    is_asked = event.kind in ASKED
+    by_both, by_process = BY_PROCESS_AND_USER, BY_PROCESS
+    if event.kind in ASKED:
+        by_both, by_process = ASKED_BY_PROCESS_AND_USER, ASKED_BY_PROCESS
+    elif event.kind in BROUGHT:
+        by_both, by_process = BROUGHT_BY_PROCESS_AND_USER, BROUGHT_BY_PROCESS
     if event.actor.process and event.actor.user:
-        both = ASKED_BY_PROCESS_AND_USER if is_asked else BY_PROCESS_AND_USER
-        return Markup(escape(catalogue.gettext(both))) % by  # noqa: S704
+        return Markup(escape(catalogue.gettext(by_both))) % by  # noqa: S704
     if event.actor.process:
-        return Markup(escape(catalogue.gettext(ASKED_BY_PROCESS if is_asked else BY_PROCESS))) % by  # noqa: S704
+        return Markup(escape(catalogue.gettext(by_process))) % by  # noqa: S704
     if event.actor.user:
         return Markup(escape(catalogue.gettext(BY_USER))) % by  # noqa: S704
     return what

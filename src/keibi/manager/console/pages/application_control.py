@@ -14,6 +14,7 @@ from keibi.contract.status import AgentStatus, Capability, ModuleStatus
 from keibi.manager.agents.model import SentCommand
 from keibi.manager.console.endpoint import Page, get, post
 from keibi.manager.console.enforcement import HOLES, level_of
+from keibi.manager.console.labels import LABELS
 from keibi.manager.console.pages.computers import MAINTENANCE_LENGTHS, chosen_computers, tab_values
 from keibi.manager.console.visit import Visit
 from keibi.manager.software.model import ChangeFilter, Standing
@@ -43,6 +44,7 @@ def software(visit: Visit) -> Response:
         "lengths": [(key, visit._(word)) for key, word in MAINTENANCE_LENGTHS.items()],
         "open_count": _open_count(visit, computer.computer_id),
         "settings": None,
+        "not_enforced_codes": LABELS["not_enforced"],
         **tab_values(visit, computer),
     }
     if visit.may("policies.view", computer.tenant_id):

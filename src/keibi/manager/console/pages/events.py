@@ -11,7 +11,7 @@ from starlette.datastructures import QueryParams
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from keibi.errors import InputError
-from keibi.manager.console.deciding import key_of, program_address
+from keibi.manager.console.deciding import find_group, key_of, program_address
 from keibi.manager.console.differences import attribute_changes, difference_lines
 from keibi.manager.console.endpoint import Page, get, post
 from keibi.manager.console.filters import (
@@ -141,6 +141,7 @@ def one(visit: Visit) -> Response:
         details_json=json.dumps(msgspec.to_builtins(event), indent=2, ensure_ascii=False),
         process_chain=_chain(record),
         software_key=software_key,
+        software_group=find_group(visit, event.tenant_id, software_key),
         software_address=program_address(event.tenant_id, software_key) if software_key else "",
     )
 
