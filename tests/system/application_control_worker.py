@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
+from keibi.agent.gate import judging
 from keibi.agent.ports import (
     Answer,
     Applied,
@@ -224,3 +226,58 @@ class ApplicationControlWorker:
         self._ours.close()
         if self.process.stderr is not None:
             self.process.stderr.close()
+
+
+class PlainGate:
+    """The gate's side of the conversation, without a kernel: asks the worker about files of this computer."""
+
+    def __init__(self, judges: str) -> None:
+        """Connect, and wait for the terms."""
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._connection.settimeout(LIMIT_SECONDS)
+        self._connection.connect(os.path.join(judges, "application_control.sock"))
+        self.terms = self._receive("terms")
+        self._count = 0
+        self.say(judging.state_message(judging.GateState(pid=os.getpid(), is_enforcing=True)))
+
+    def say(self, message: dict[str, Any], descriptor: int | None = None) -> None:
+        """Send a message."""
+        judging.send(self._connection, message, descriptor)
+
+    def ask(self, event: str, path: str, *, is_held: bool = True, pid: int = 0) -> tuple[bool, bool] | None:
+        """Ask about a file; return whether it is allowed and whether that may be remembered, None when nobody waits."""
+        self._count += 1
+        descriptor = os.open(path, os.O_RDONLY)
+        question = judging.Question(
+            id=self._count if is_held else 0,
+            event=event,
+            is_held=is_held,
+            is_proof=False,
+            pid=pid or os.getpid(),
+            path=os.fsencode(path),
+            key=judging.FileKey.of(os.fstat(descriptor)),
+            at=time.time(),
+        )
+        self.say(judging.question_message(question), descriptor)
+        os.close(descriptor)
+        if not is_held:
+            return None
+        verdict = self._receive("verdict")
+        assert verdict["id"] == question.id
+        return verdict["allow"], verdict["remember"]
+
+    def next_terms(self) -> dict[str, Any]:
+        """Wait for other terms."""
+        self.terms = self._receive("terms")
+        return self.terms
+
+    def _receive(self, type_: str) -> dict[str, Any]:
+        while True:
+            received = judging.receive(self._connection)
+            assert received is not None, "the worker hung up"
+            if received[0]["type"] == type_:
+                return received[0]
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()

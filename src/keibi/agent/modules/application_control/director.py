@@ -127,6 +127,8 @@ class Director:
     def gates_are(self, states: list[GateState]) -> None:
         """Take the states of all connected gates."""
         had_proof = any(state.is_proof for state in self._gates)
+        if [state.is_enforcing for state in states] != [state.is_enforcing for state in self._gates]:
+            self._next_report_at = 0.0
         self._gates = list(states)
         if had_proof and not any(state.is_proof for state in states):
             self._inventory.forget_proofs()

@@ -198,7 +198,7 @@ class Judge:
         is_roots = asking.is_root_writable_only(question.pid, question.path, status)
         standing, known = self._inventory.standing(question.path, content, is_proof=question.is_proof)
         package = known.package if known is not None and known.sha256 == content else None
-        if package is None and content and (standing is not Standing.TRUSTED or self._floor.is_about(question.path)):
+        if package is None and content:
             package = self._packages.verified(question.path, content, asked.descriptor, key.size)
         return Looked(key, content, writers, kind, is_roots, package, standing, known)
 
