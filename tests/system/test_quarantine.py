@@ -449,6 +449,19 @@ def test_after_a_kill_nothing_is_lost_while_it_is_restored_or_discarded(tmp_path
     quarantine.close()
 
 
+def test_without_its_copy_the_recovery_leaves_a_file_where_it_is(tmp_path, place):
+    written(place / "file")
+    killed_at("sealed", "take", tmp_path / "vault", place / "file")
+    for sealed in (tmp_path / "vault" / "objects").iterdir():
+        sealed.unlink()
+    quarantine = Quarantine(str(tmp_path / "vault"), KEY)
+    assert len(quarantine.recover().undone) == 1
+    assert (place / "file").read_bytes() == HARM
+    assert quarantine.items() == []
+    assert [outcome.what for outcome in quarantine.outcomes()] == [What.UNDONE]
+    quarantine.close()
+
+
 def test_another_file_that_got_the_same_inode_is_not_taken_by_the_recovery(tmp_path, place):
     path = place / "file"
     written(path)
