@@ -334,6 +334,15 @@ LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "full": N_("Full scan"),
             "paths": N_("Chosen paths"),
         },
+        "scan_count": {
+            "files_count": N_("Files"),
+            "scanned_count": N_("Scanned anew"),
+            "unchanged_count": N_("Known and unchanged"),
+            "excluded_count": N_("Left out by the policy"),
+            "processes_count": N_("Processes looked at"),
+            "found_count": N_("Threats found"),
+            "not_scanned_count": N_("Not fully scanned"),
+        },
         "scan_event": {
             "scan.started": N_("Running"),
             "scan.finished": N_("Finished"),

@@ -28,6 +28,7 @@ from keibi.manager.console.filters import (
 )
 from keibi.manager.console.labels import label, module_title
 from keibi.manager.console.language import N_
+from keibi.manager.console.malware_events import malware_values
 from keibi.manager.console.names import computer_choices, computer_names, rule_titles
 from keibi.manager.console.security import PAGE_HEADERS
 from keibi.manager.console.visit import Visit
@@ -140,6 +141,7 @@ def one(visit: Visit) -> Response:
         ),
         details_json=json.dumps(msgspec.to_builtins(event), indent=2, ensure_ascii=False),
         process_chain=_chain(record),
+        malware=malware_values(visit, event),
         software_key=software_key,
         software_group=find_group(visit, event.tenant_id, software_key),
         software_address=program_address(event.tenant_id, software_key) if software_key else "",

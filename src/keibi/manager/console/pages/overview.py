@@ -9,6 +9,7 @@ from keibi.contract.names import Severity
 from keibi.manager.console.endpoint import Page, get
 from keibi.manager.console.formatting import DAY
 from keibi.manager.console.names import computer_names, rule_titles
+from keibi.manager.console.pages.malware import malware_counts
 from keibi.manager.console.problems import GRAVE, advice, told
 from keibi.manager.console.visit import Visit
 from keibi.manager.events.model import EventQuery
@@ -27,6 +28,7 @@ def overview(visit: Visit) -> Response:
         values |= _computers(visit)
     if visit.may("events.view"):
         values |= _events(visit)
+        values |= malware_counts(visit)
     if visit.may("rules.view"):
         shipped = visit.services.rules.list(visit.principal, RuleFilter(source=RuleSource.SHIPPED), limit=1)
         own = visit.services.rules.list(visit.principal, RuleFilter(source=RuleSource.OWN), limit=1)
