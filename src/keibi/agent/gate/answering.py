@@ -155,12 +155,17 @@ class Answering:
         if self._own.descends(pid):
             return True
         held = self._questions.about(identity, event, stamp_of(status))
+        if held is not None and held.events[0][1] != pid and self._is_by_asker(status.st_dev, event):
+            held = None  # what one process may do says nothing of another that opens the same file meanwhile
         if held is None:
             return self._ask(event, descriptor, pid, status, identity, missing or needed)
         if held.is_denied:
             return False
         held.events.append((descriptor, pid))
         return None
+
+    def _is_by_asker(self, device: int, event: str) -> bool:
+        return any(wish.terms.by_asker for wish in self._coverage.askers(device, event))
 
     def _ask(
         self, event: str, descriptor: int, pid: int, status: os.stat_result, identity: Identity, missing: int

@@ -35,6 +35,7 @@ class Terms:
     events: tuple[str, ...] = ()  # of EXEC, OPEN, WRITTEN
     files: str = ALL_FILES  # about which files OPEN and WRITTEN ask: ALL_FILES or SOFTWARE; EXEC asks always
     suffixes: tuple[str, ...] = ()  # ".py": further names that count as SOFTWARE
+    by_asker: bool = False  # a verdict that is not to be remembered holds for the process alone that was asked about
     deadline_milliseconds: int = 3000
     on_timeout: str = ALLOW  # ALLOW or DENY
     places: tuple[str, ...] = ()  # mount points; empty: every local file system

@@ -95,6 +95,7 @@ class CompiledRules:
     settings: ApplicationControlSettings = field(default_factory=ApplicationControlSettings)
     has_block_rules: bool = False
     depends_on_user: bool = False  # an entry speaks of who runs a file, so a verdict does not hold for everybody
+    blocks_inline: bool = False  # a rule blocks inline code of some interpreter
     hashes: dict[str, list[tuple[Rule, int | None]]] = field(default_factory=dict)
     packages: list[_Glob] = field(default_factory=list)
     signers: list[_Glob] = field(default_factory=list)
@@ -137,6 +138,7 @@ def compile_rules(rules: Sequence[Rule], settings: ApplicationControlSettings) -
                     compiled.depends_on_user = compiled.depends_on_user or bool(entry.user)
                     compiled.paths.append(_Glob(rule, _path_test(entry, rule.action)))
                 case InterpreterEntry():
+                    compiled.blocks_inline = compiled.blocks_inline or rule.action is RuleAction.BLOCK
                     compiled.interpreters.append(_Glob(rule, _interpreter_test(entry)))
     return compiled
 

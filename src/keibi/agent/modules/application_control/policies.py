@@ -42,7 +42,7 @@ class Policy:
     @cached_property
     def looks_at_inline(self) -> bool:
         """Whether the command lines of interpreters matter."""
-        return bool(self.known.interpreters) or self.settings.inline_code is not InlineCode.ALLOW
+        return self.known.blocks_inline or self.settings.inline_code is not InlineCode.ALLOW
 
     def is_excluded(self, path: bytes) -> bool:
         """Whether the policy leaves the path alone."""
@@ -105,6 +105,7 @@ def terms_of(policy: Policy | None, *, is_suspended: bool) -> Terms:
         events=tuple(events),
         files=judging.SOFTWARE,
         suffixes=settings.script_suffixes,
+        by_asker=True,
         deadline_milliseconds=settings.deadline_milliseconds,
         on_timeout=judging.DENY if str(settings.on_timeout) == "deny" else judging.ALLOW,
         places=settings.places,
