@@ -9,6 +9,7 @@ from keibi.errors import InputError
 from keibi.manager.console.differences import difference_lines
 from keibi.manager.console.endpoint import Page, get, post
 from keibi.manager.console.formatting import DAY
+from keibi.manager.console.rule_examples import rule_for, trial_for
 from keibi.manager.console.visit import Visit
 from keibi.manager.events.model import EventQuery
 from keibi.manager.rules.model import RuleFilter, RuleInvalidError, RuleSource
@@ -17,29 +18,6 @@ from keibi.protection.catalog import MODULES
 from keibi.protection.integrity_monitoring.rules import Change, EntityType
 
 PAGE_LIMIT = 100
-TEMPLATE = """\
-id: im-my-application
-version: 1
-title:
-  en: My application's configuration
-  ja: アプリケーションの設定
-description:
-  en: Says when the configuration of our application changes.
-  ja: アプリケーションの設定が変更されたことを検知します。
-severity: medium
-entities:
-  - type: file
-    base: /etc/my-application
-    include: ["**"]
-    exclude: ["**/*.swp"]
-"""
-TRIAL = """\
-type: file
-key: /etc/my-application/main.conf
-change: updated
-before: {size: 10}
-after: {size: 12}
-"""
 
 
 def rules(visit: Visit) -> Response:
@@ -86,18 +64,19 @@ def rule(visit: Visit) -> Response:
         lines=lines,
         compared=before,
         event_count=count,
-        trial=_example(found.body),
+        trial=trial_for(found.module, found.body),
     )
 
 
 def new(visit: Visit) -> Response:
     """Show the editor with a rule to begin from."""
     copied = visit.query.get("copy", "")
-    text = TEMPLATE
+    module = _member(ModuleId, visit.query.get("module", "")) or ModuleId.INTEGRITY_MONITORING
+    text = rule_for(module)
     if copied:
         source = visit.services.rules.get(visit.principal, copied)
-        text = source.text.replace(f"id: {copied}", f"id: {copied}-own", 1)
-    return _editor(visit, "", text, ModuleId.INTEGRITY_MONITORING)
+        module, text = source.module, source.text.replace(f"id: {copied}", f"id: {copied}-own", 1)
+    return _editor(visit, "", text, module)
 
 
 def edit(visit: Visit) -> Response:
@@ -150,15 +129,6 @@ def try_it(visit: Visit) -> Response:
     return visit.fragment("rule_trial.html", trial=trial)
 
 
-def _example(body: dict[str, Any]) -> str:
-    """Return a change to try a rule with: of the first thing that it watches."""
-    watched = next(iter(body.get("entities") or [{}]))
-    pattern = str(next(iter(watched.get("include") or ["**"])))
-    name = pattern.replace("**", "example").replace("*", "example").replace("?", "x")
-    key = f"{watched['base'].rstrip('/')}/{name}" if watched.get("base") else name
-    return f"type: {watched.get('type', 'file')}\nkey: {key}\nchange: created\n"
-
-
 def _described(text: str) -> dict[str, Any]:
     try:
         value = read_yaml(text).value
@@ -177,7 +147,7 @@ def _editor(visit: Visit, rule_id: str, text: str, module: ModuleId, version: in
         text=text,
         module=module,
         version=version,
-        trial=TRIAL,
+        trial=trial_for(module),
         changes=[change.value for change in Change],
     )
 
