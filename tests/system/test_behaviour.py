@@ -142,7 +142,7 @@ def run_watched(files, command, *, copies=None, stops=False, seeds=True):
                     descriptor = os.open(path, os.O_RDONLY)
                     status = os.fstat(descriptor)
                     sample = read_sample(descriptor, status.st_size)
-                    watcher.watch.remember(os.fsencode(path), sample)
+                    watcher.watch.remember(status.st_dev, os.fsencode(path), sample)
                     if copies is not None:
                         copies.keep(descriptor, os.fsencode(path), sample)
                     os.close(descriptor)
