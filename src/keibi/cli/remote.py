@@ -45,14 +45,14 @@ def list_computers(options: argparse.Namespace) -> int:
         rows,
         empty="No computers. 'keibi tokens create NAME' makes a token to enrol one.",
     )
-    _show_more(page)
+    show_more(page)
     return 0
 
 
 def show_computer(options: argparse.Namespace) -> int:
     """Show one computer."""
     api = client()
-    one = api.get(f"/computers/{_computer(api, options.computer)}")
+    one = api.get(f"/computers/{find_computer_id(api, options.computer)}")
     if options.json:
         show_json(one)
         return 0
@@ -82,9 +82,9 @@ def show_computer(options: argparse.Namespace) -> int:
 def run_command(options: argparse.Namespace) -> int:
     """Send a command to a computer, follow it to its end and show the result; 1 when it was not done."""
     api = client()
-    computer_id = _computer(api, options.computer)
+    computer_id = find_computer_id(api, options.computer)
     body = {"kind": options.kind, "module": options.module, "arguments": options.arguments(options)}
-    answer = _follow(api, api.post(f"/computers/{computer_id}/commands", body), is_quiet=options.json)
+    answer = follow(api, api.post(f"/computers/{computer_id}/commands", body), is_quiet=options.json)
     if options.json:
         show_json(answer)
     else:
@@ -99,7 +99,7 @@ def show_baseline(options: argparse.Namespace) -> int:
     api = client()
     arguments = {"limit": options.limit} | ({"prefix": options.prefix} if options.prefix else {})
     body = {"kind": "list_baseline", "module": "integrity_monitoring", "arguments": arguments}
-    answer = _follow(api, api.post(f"/computers/{_computer(api, options.computer)}/commands", body), is_quiet=True)
+    answer = follow(api, api.post(f"/computers/{find_computer_id(api, options.computer)}/commands", body), is_quiet=True)
     if answer["state"] != "done":
         raise InputError("not_listed", answer["message"] or "the computer did not answer in time", where=options.computer)
     result = answer["result"]
@@ -130,7 +130,7 @@ def restore(options: argparse.Namespace) -> int:
     arguments = {"key": event["subject"], "version": details.get("baseline_version", 0)}
     where = f"/computers/{event['computer_id']}/commands"
     module = "integrity_monitoring"
-    preview = _follow(api, api.post(where, {"kind": "preview_restore", "module": module, "arguments": arguments}), is_quiet=True)
+    preview = follow(api, api.post(where, {"kind": "preview_restore", "module": module, "arguments": arguments}), is_quiet=True)
     if preview["state"] != "done":
         raise InputError("preview_failed", preview["message"] or "the computer did not answer", where=event["subject"])
     result = preview["result"]
@@ -141,12 +141,13 @@ def restore(options: argparse.Namespace) -> int:
         print("\nNothing was changed. With --yes the file is restored.")
         return 0
     arguments["expected_hash"] = result["expected_hash"]
-    done = _follow(api, api.post(where, {"kind": "restore", "module": module, "arguments": arguments}), is_quiet=True)
+    done = follow(api, api.post(where, {"kind": "restore", "module": module, "arguments": arguments}), is_quiet=True)
     print(done["message"] or f"{event['subject']} was restored")
     return 0 if done["state"] == "done" else 1
 
 
-def _follow(api: ApiClient, command: dict[str, Any], *, is_quiet: bool) -> dict[str, Any]:
+def follow(api: ApiClient, command: dict[str, Any], *, is_quiet: bool) -> dict[str, Any]:
+    """Return a command when it has ended, saying on the way how it gets on."""
     shown = ""
     while command["state"] not in _FINAL:
         time.sleep(0.25)
@@ -172,7 +173,7 @@ def list_events(options: argparse.Namespace) -> int:
     show_table(
         ("detected", "severity", "kind", "subject", "who", "id"), [_event_row(one) for one in page["items"]], empty="No events."
     )
-    _show_more(page)
+    show_more(page)
     return 0
 
 
@@ -232,7 +233,7 @@ def export_events(options: argparse.Namespace) -> int:
 
 
 def _event_filter(api: ApiClient, options: argparse.Namespace) -> dict[str, Any]:
-    computer = _computer(api, options.computer) if options.computer else None
+    computer = find_computer_id(api, options.computer) if options.computer else None
     return {
         "module": options.module, "severity": options.severity, "text": options.text, "kind": options.kind, "rule": options.rule,
         "tag": options.tag, "computer": computer,
@@ -265,7 +266,7 @@ def list_rules(options: argparse.Namespace) -> int:
         return 0
     rows = [(one["rule_id"], one["severity"], one["source"], one["version"], one["title"]["en"]) for one in page["items"]]
     show_table(("id", "severity", "source", "version", "title"), rows, empty="No rules match.")
-    _show_more(page)
+    show_more(page)
     return 0
 
 
@@ -283,7 +284,10 @@ def check_rule(options: argparse.Namespace) -> int:
 
     failed = False
     for path in options.files:
-        _, problems = check_text(ModuleId.INTEGRITY_MONITORING, _read(path), needs_samples=True)
+        text = _read(path)
+        prefix = next((line[3:].strip().strip("'\"")[:3] for line in text.splitlines() if line.startswith("id:")), "")
+        module = {"ac-": ModuleId.APPLICATION_CONTROL, "am-": ModuleId.ANTI_MALWARE}.get(prefix, ModuleId.INTEGRITY_MONITORING)
+        _, problems = check_text(module, text, needs_samples=True)
         for problem in problems:
             failed = True
             place = f"{path}:{problem.line}:{problem.column}" if problem.line else path
@@ -371,7 +375,7 @@ def call_api(options: argparse.Namespace) -> int:
 # --- parts
 
 
-def _computer(api: ApiClient, name: str) -> str:
+def find_computer_id(api: ApiClient, name: str) -> str:
     """Return the id of the computer that is meant: an id, or a name that only one has."""
     if len(name) == 32 and all(letter in "0123456789abcdef" for letter in name):
         return name
@@ -391,6 +395,7 @@ def _read(path: str) -> str:
         raise InputError("file_unreadable", f"cannot read the file: {error}", where=path) from error
 
 
-def _show_more(page: dict[str, Any]) -> None:
+def show_more(page: dict[str, Any]) -> None:
+    """Say how the next page is had, if there is one."""
     if page.get("next_cursor"):
         print(f"\nMore: --cursor {page['next_cursor']}")
