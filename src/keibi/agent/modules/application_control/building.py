@@ -25,7 +25,6 @@ from keibi.agent.modules.integrity_monitoring.walk import Visit, Walk
 from keibi.protection.application_control.events import FileKind, PackageRecord, ReasonCode
 from keibi.protection.application_control.file_kinds import HEAD_BYTES, kind_of
 
-NUMBER_SETTING = "number_of_pass"
 BUILT_SETTING = "built_at"
 _BATCH = 200
 _PROGRESS_SECONDS = 0.5
@@ -84,14 +83,12 @@ class Pass:
         self._own = own_directory.rstrip(b"/") + b"/"
         self._is_cancelled = is_cancelled
         self._on_progress = on_progress
-        self._number = int(inventory.setting(NUMBER_SETTING) or b"0") + 1
-        self._known = inventory.keys()
+        self._known = inventory.fingerprints()
         built_at = float(inventory.setting(BUILT_SETTING) or b"0")
         # What was no software then, and has not changed, is none now.
         self._since_ns = 0 if job.kind == "rebuild" or not built_at else int(built_at * 1e9) - _LOOK_BACK_NS
         self._batch: list[Software] = []
         self._drift: list[tuple[Software, str]] = []
-        self._seen: list[bytes] = []
         self._entry_count = 0
         self._told_at = 0.0
         self.outcome = Outcome()
@@ -142,18 +139,17 @@ class Pass:
                 if not stat.S_ISREG(mode) or not size:
                     continue
                 path = visit.path.rstrip(b"/") + b"/" + name
-                known = self._known.get(path)
-                if known is not None and known[0] == (device, inode, size, modified, changed):
+                known = self._known.pop(hash(path), None)
+                key = FileKey(device, inode, size, modified, changed)
+                if known is not None and known >> 1 == hash(key) and (known & 1 or self._job.kind != "rebuild"):
                     self.outcome.software_count += 1
-                    if known[1] or self._job.kind != "rebuild":
-                        self._seen.append(path)
-                        continue
-                elif known is None and changed < self._since_ns:
+                    continue
+                if known is None and changed < self._since_ns:
                     continue
                 if directory < 0:
                     directory = open_directory(visit.root, visit.relative, visit.is_loose)
                 self._read(directory, name, path)
-            if len(self._batch) + len(self._seen) >= _BATCH:
+            if len(self._batch) >= _BATCH:
                 self._commit()
         except OSError as error:
             self.outcome.problems.append(f"{os.fsdecode(visit.path)}: {error.strerror}")
@@ -208,7 +204,6 @@ class Pass:
             user=before.user if before is not None and is_same else "",
             process=before.process if before is not None and is_same else "",
             previous_sha256="" if trusted_by is not None or former == content else former,
-            last_pass=self._number,
         )
         self.outcome.software_count += 1
         self._batch.append(software)
@@ -230,19 +225,17 @@ class Pass:
     def _commit(self) -> None:
         with self._inventory.transaction():
             self._inventory.put(self._batch)
-            self._inventory.see(self._seen, self._number)
             for software, former in self._drift:
                 self._teller.drift(software, former, None, 0, source="inventory")
-        self._batch, self._seen, self._drift = [], [], []
+        self._batch, self._drift = [], []
 
     def _finish(self, started_at: float) -> None:
         with self._inventory.transaction():
-            for path in self._inventory.unseen(self._number):
+            for path in self._inventory.paths(self._known) if self._known else []:
                 # What lies on a file system that is not mounted now, or came meanwhile, was only not walked.
                 if not os.path.lexists(path):
                     self._inventory.remove(path)
                     self.outcome.gone_count += 1
-            self._inventory.put_setting(NUMBER_SETTING, str(self._number).encode())
             self._inventory.put_setting(BUILT_SETTING, str(started_at).encode())
 
     def _tell(self, expected: int, path: bytes) -> None:

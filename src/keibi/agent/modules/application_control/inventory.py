@@ -7,7 +7,7 @@ Trust belongs to content: a trusted file may be renamed, linked or copied. A pat
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +27,12 @@ CREATE TABLE IF NOT EXISTS software (
     modified_ns INTEGER NOT NULL, changed_ns INTEGER NOT NULL, sha256 BLOB NOT NULL, kind TEXT NOT NULL,
     is_trusted INTEGER NOT NULL, trusted_by TEXT NOT NULL, package TEXT NOT NULL, version TEXT NOT NULL, origin TEXT NOT NULL,
     signer TEXT NOT NULL, first_seen_at REAL NOT NULL, user TEXT NOT NULL, process TEXT NOT NULL, previous BLOB NOT NULL,
-    pass INTEGER NOT NULL, PRIMARY KEY (path, is_proof)) WITHOUT ROWID;
+    PRIMARY KEY (path, is_proof)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS software_by_inode ON software (inode, device);
 CREATE INDEX IF NOT EXISTS software_by_content ON software (sha256, is_trusted);
 """
 
-_PUT = "INSERT OR REPLACE INTO software VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_PUT = "INSERT OR REPLACE INTO software VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,6 @@ class Software:
     process: str = ""
     previous_sha256: str = ""  # what the path held before, when that was trusted and this is not
     is_proof: bool = False
-    last_pass: int = 0  # of building or checking, in which it was last seen
 
 
 class Inventory:
@@ -197,34 +196,27 @@ class Inventory:
         with self.lock:
             self.connection.executemany(_PUT, rows)
 
-    def see(self, paths: Sequence[bytes], number: int) -> None:
-        """Note that a pass came across files that are as they were."""
-        with self.lock:
-            self.connection.executemany(
-                "UPDATE software SET pass=? WHERE path=? AND is_proof=0", [(number, path) for path in paths]
-            )
-
     def remove(self, path: bytes, *, is_proof: bool = False) -> None:
         """Forget what is at a path."""
         with self.lock:
             self.connection.execute("DELETE FROM software WHERE path=? AND is_proof=?", (path, is_proof))
 
-    def unseen(self, number: int) -> list[bytes]:
-        """Return the paths that a pass did not come across."""
-        with self.lock:
-            rows = self.connection.execute("SELECT path FROM software WHERE pass<? AND is_proof=0", (number,)).fetchall()
-        return [row[0] for row in rows]
-
-    def keys(self) -> dict[bytes, tuple[tuple[int, int, int, int, int], bool]]:
-        """Return the key of each file (device, inode, size, modified, changed), and whether it is trusted."""
+    def fingerprints(self) -> dict[int, int]:
+        """Return `fingerprint_of` path -> key of every file, twice as small as the paths themselves."""
         with self.lock:
             rows = self.connection.execute(
                 "SELECT path, device, inode, size, modified_ns, changed_ns, is_trusted FROM software WHERE is_proof=0"
             ).fetchall()
         return {
-            path: ((_unsigned(device), _unsigned(inode), size, modified, changed), bool(is_trusted))
+            hash(path): fingerprint_of(FileKey(_unsigned(device), _unsigned(inode), size, modified, changed), bool(is_trusted))
             for path, device, inode, size, modified, changed, is_trusted in rows
         }
+
+    def paths(self, fingerprints: Container[int]) -> list[bytes]:
+        """Return the paths with these fingerprints."""
+        with self.lock:
+            rows = self.connection.execute("SELECT path FROM software WHERE is_proof=0")
+            return [path for (path,) in rows if hash(path) in fingerprints]
 
     def forget_proofs(self) -> None:
         """Forget what private gates brought."""
@@ -249,6 +241,11 @@ class Inventory:
         return [_software(row) for row in rows]
 
 
+def fingerprint_of(key: FileKey, is_trusted: bool) -> int:
+    """Return what stands for a file's key within this process, and in its last bit for whether it is trusted."""
+    return hash(key) << 1 | is_trusted
+
+
 def _connect(path: str) -> sqlite3.Connection:
     return sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5.0)
 
@@ -260,13 +257,12 @@ def _row(file: Software) -> tuple[object, ...]:
         file.path, file.is_proof, _signed(key.device), _signed(key.inode), key.size, key.modified_ns, key.changed_ns,
         bytes.fromhex(file.sha256), str(file.kind), file.is_trusted, str(file.trusted_by), package.name, package.version,
         package.origin, package.signer, file.first_seen_at, file.user, file.process, bytes.fromhex(file.previous_sha256),
-        file.last_pass,
     )  # fmt: skip
 
 
 def _software(row: tuple[Any, ...]) -> Software:
     (path, is_proof, device, inode, size, modified, changed, sha256, kind, is_trusted, trusted_by, package, version, origin,
-     signer, first_seen_at, user, process, previous, last_pass) = row  # fmt: skip
+     signer, first_seen_at, user, process, previous) = row  # fmt: skip
     return Software(
         path=path,
         key=FileKey(_unsigned(device), _unsigned(inode), size, modified, changed),
@@ -280,7 +276,6 @@ def _software(row: tuple[Any, ...]) -> Software:
         process=process,
         previous_sha256=previous.hex(),
         is_proof=bool(is_proof),
-        last_pass=last_pass,
     )
 
 

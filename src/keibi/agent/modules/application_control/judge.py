@@ -360,7 +360,6 @@ class Judge:
             process=updater.process if updater is not None and not actor.process else actor.process,
             previous_sha256="" if trusted_by is not None else former,
             is_proof=question.is_proof,
-            last_pass=before.last_pass if before is not None else 0,
         )
         is_new_trust = trusted_by is not None and known is None and self._inventory.has_unrecognised(content)
         with self._inventory.transaction():
@@ -391,7 +390,6 @@ class Judge:
             first_seen_at=time.time(),
             previous_sha256="" if is_trusted else former,
             is_proof=question.is_proof,
-            last_pass=before.last_pass if before is not None else 0,
         )
         in_force = self.in_force
         with self._inventory.transaction():

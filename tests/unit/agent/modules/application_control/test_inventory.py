@@ -37,7 +37,6 @@ def test_what_is_put_is_found_again_whole(inventory):
         process="/usr/bin/dpkg",
         first_seen_at=5.0,
         previous_sha256=TWO,
-        last_pass=3,
     )
     inventory.put([kept])
     assert inventory.at(b"/bin/x") == kept
