@@ -10,9 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+import keibi
 from keibi.agent.gate import judging
 from keibi.agent.gate.judging import EXEC, OPEN, WRITTEN
 from keibi.contract.commands import CommandKind
+from keibi.contract.names import Severity
 from keibi.contract.policy import ModuleState
 from keibi.contract.status import Health
 from keibi.protection.application_control.rules import PackageEntry, PathEntry, RuleAction
@@ -143,6 +145,33 @@ def test_a_file_that_is_written_by_somebody_is_told_of_with_who_it_was(worker, g
     pathlib.Path(path).chmod(0o644)
     gate.ask(WRITTEN, path, is_held=False)
     worker.wait(lambda: worker.run(CommandKind.LIST_SOFTWARE, text="brought").result["items"] == [])
+
+
+def test_a_change_of_the_agents_own_programs_is_grave(worker, gate):
+    worker.configure(state=ModuleState.DETECT)
+    path = os.path.realpath(keibi.__file__)
+    gate.ask(WRITTEN, path, is_held=False)
+    event = worker.next_event("software.appeared", path)
+    assert event.severity is Severity.HIGH
+    assert "of the agent itself" in event.message
+
+
+def test_a_file_too_large_to_be_read_is_never_recognised_and_holds_nobody_up(worker, gate, folder):
+    worker.configure()
+    path = unknown(folder, "sparse", 10)
+    os.truncate(path, 100 << 30)
+    started = time.monotonic()
+    assert not gate.ask(EXEC, path)[0]
+    assert time.monotonic() - started < 1
+    assert worker.next_event("software.blocked", path).details.get("sha256", "") == ""
+    os.unlink(path)
+
+
+def test_an_object_file_may_be_read_and_a_directory_of_them_compiled(worker, gate, folder):
+    worker.configure()
+    path = folder / "x.o"
+    path.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x01\x00" + bytes(46))
+    assert gate.ask(OPEN, str(path)) == (True, True)
 
 
 def test_excluded_folders_are_left_alone(worker, gate, folder):

@@ -46,6 +46,8 @@ def agent_status(options: argparse.Namespace) -> int:
                 ("  last scan", ago(metrics.get("last_scan_at")) if "last_scan_at" in metrics else ""),
                 ("  next scan", moment(metrics.get("next_scan_at"))),
                 ("  drifts", metrics.get("drifts_waiting_count") or ""),
+                ("  software", f"{metrics['software_count']:,.0f}" if "software_count" in metrics else ""),
+                ("  unrecognised", f"{metrics['unrecognised_count']:,.0f}" if metrics.get("unrecognised_count") else ""),
             ]
         )
         for lacking in module.get("not_enforced", []):

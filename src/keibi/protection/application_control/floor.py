@@ -62,6 +62,10 @@ class Floor:
         self._needed = frozenset(needed)
         self._contents = frozenset(contents_at_start)
 
+    def is_agents(self, path: bytes) -> bool:
+        """Whether the path belongs to the agent."""
+        return path.startswith(self._agent)
+
     def is_about(self, path: bytes) -> bool:
         """Whether the path is one that the floor may hold."""
         return path in self._needed or path.startswith(self._agent) or self._patterns.match(path)

@@ -272,9 +272,9 @@ class ApplicationControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fie
         help_text(
             Text(en="Protect the agent", ja="エージェントの保護"),
             Text(
-                en="Reports who changes the agent's own programs and settings, and never lets a rule stop the agent itself. Root "
-                "can still remove the agent: this makes it visible and slower, not impossible.",
-                ja="エージェント自身のプログラムや設定の変更を報告し、ルールによるエージェントの停止を防ぎます。rootによる削除は防げませんが、記録に残り、手間が増えます。",
+                en="Reports who changes the agent's own programs as a grave change. No rule can stop the agent itself in any "
+                "case. Root can still remove the agent: this makes it visible, not impossible.",
+                ja="エージェント自身のプログラムの変更を重大な変更として報告します。ルールによってエージェントが停止することはありません。rootによる削除は防げませんが、記録に残ります。",
             ),
         ),
     ] = True

@@ -138,7 +138,11 @@ class Judge:
         status = os.fstat(asked.descriptor)
         head = os.pread(asked.descriptor, HEAD_BYTES, 0)
         kind = kind_of(question.path, status.st_mode, head, policy.settings.script_suffixes)
-        if question.event == OPEN and (kind is None or self._lets_open(question, kind, in_force)):
+        if question.event == OPEN and kind is None:
+            # Another content, name or mode would give the file another key.
+            asked.answer(is_allowed=True, remember=writers_of(asked.descriptor) is Writers.NONE)
+            return
+        if question.event == OPEN and kind is not None and self._lets_open(question, kind, in_force):
             asked.answer(is_allowed=True, remember=False)
             return
         until = None
@@ -365,8 +369,10 @@ class Judge:
         with self._inventory.transaction():
             self._inventory.put([software])
             is_told = policy.settings.report_drift and known is None
-            if is_told and (trusted_by is None or policy.settings.report_package_changes):
-                self._teller.drift(software, former, actor, question.pid, source="real-time")
+            is_told = is_told and (trusted_by is None or policy.settings.report_package_changes)
+            is_agents = policy.settings.protect_agent and self._floor.is_agents(path)
+            if is_told or is_agents:
+                self._teller.drift(software, former, actor, question.pid, source="real-time", is_agents=is_agents)
         if is_new_trust:
             self.forget_verdicts()
 

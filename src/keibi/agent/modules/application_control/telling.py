@@ -62,11 +62,13 @@ class Teller:
             same=(kind, key, question.event, facts.inline),
         )
 
-    def drift(self, software: Software, former: str, actor: Actor | None, pid: int, *, source: str) -> None:
+    def drift(
+        self, software: Software, former: str, actor: Actor | None, pid: int, *, source: str, is_agents: bool = False
+    ) -> None:
         """Tell of software that appeared or changed, and of who brought it (`actor`; None when nobody was seen)."""
         subject = escape_name(software.path)
         kind = Kind.CHANGED if former else Kind.APPEARED
-        what = f"The {software.kind} {subject} {'changed' if former else 'appeared'}"
+        what = f"The {software.kind} {subject}{' of the agent itself' if is_agents else ''} {'changed' if former else 'appeared'}"
         brought = BroughtBy(software.user, software.process, software.package.name if software.package else "") if actor else None
         by = f", brought by {actor.process}" if actor is not None and actor.process else ""
         by += f" of {actor.user}" if actor is not None and actor.user else ""
@@ -88,7 +90,7 @@ class Teller:
         )
         self._reporter.tell(
             kind,
-            Severity.LOW if software.is_trusted else Severity.MEDIUM,
+            Severity.HIGH if is_agents else Severity.LOW if software.is_trusted else Severity.MEDIUM,
             f"{what}{by}.",
             record,
             subject=subject,
