@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -138,26 +139,7 @@ class PrivateGate:
             TimeoutError: it took longer; the child is killed.
             RuntimeError: it raised something else, or ended by itself.
         """
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
-        child = os.fork()
-        if child == 0:
-            os._exit(self._in_child(function, theirs))
-        os.close(theirs)
-        try:
-            data = self._read_all(ours, timeout_seconds)
-        finally:
-            os.close(ours)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, 9)
-            os.waitpid(child, 0)
-        if not data:
-            raise RuntimeError("the child ended without an answer")
-        answer = json.loads(data)
-        if "errno" in answer:
-            raise OSError(answer["errno"], answer["error"])
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer["value"]
+        return call_in_mounts_of(self.pid, function, timeout_seconds)
 
     def outside(self, path: str) -> str:
         """Return the path by which this process reaches a file of the private mount."""
@@ -222,24 +204,52 @@ class PrivateGate:
                 self.happenings.append({"what": message["what"], **message["of"]})
         return bool(data)
 
-    def _in_child(self, function: Callable[[], Any], answers: int) -> int:
-        try:
-            hardening.join_mounts_of(self.pid)
-            answer: dict[str, Any] = {"value": function()}
-        except OSError as error:
-            answer = {"errno": error.errno or 0, "error": str(error)}
-        except BaseException as error:  # noqa: BLE001 -- the parent raises it
-            answer = {"error": repr(error)}
-        os.write(answers, json.dumps(answer).encode())
-        return 0
 
-    def _read_all(self, descriptor: int, timeout_seconds: float) -> bytes:
-        until = time.monotonic() + timeout_seconds
-        data = b""
-        while True:
-            if not select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0]:
-                raise TimeoutError(f"no answer within {timeout_seconds} s")
-            part = os.read(descriptor, 65536)
-            if not part:
-                return data
-            data += part
+def call_in_mounts_of(pid: int, function: Callable[[], Any], timeout_seconds: float) -> Any:
+    """Call a function in a forked child inside another process's mount namespace; see `PrivateGate.enter`."""
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        os._exit(_in_child(pid, function, theirs))
+    os.close(theirs)
+    try:
+        data = _read_all(ours, timeout_seconds)
+    finally:
+        os.close(ours)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    if not data:
+        raise RuntimeError("the child ended without an answer")
+    answer = json.loads(data)
+    if "errno" in answer:
+        raise OSError(answer["errno"], answer["error"])
+    if "error" in answer:
+        raise RuntimeError(answer["error"])
+    return answer["value"]
+
+
+def _in_child(pid: int, function: Callable[[], Any], answers: int) -> int:
+    try:
+        hardening.join_mounts_of(pid)
+        answer: dict[str, Any] = {"value": function()}
+    except OSError as error:
+        answer = {"errno": error.errno or 0, "error": str(error)}
+    except BaseException as error:  # noqa: BLE001 -- the parent raises it
+        answer = {"error": repr(error)}
+    data = json.dumps(answer).encode()
+    while data:
+        data = data[os.write(answers, data) :]
+    return 0
+
+
+def _read_all(descriptor: int, timeout_seconds: float) -> bytes:
+    until = time.monotonic() + timeout_seconds
+    parts = []
+    while True:
+        if not select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0]:
+            raise TimeoutError(f"no answer within {timeout_seconds} s")
+        part = os.read(descriptor, 65536)
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
