@@ -219,13 +219,14 @@ class PatternService:
             .with_for_update()
         )
         if record is None:
-            record = PatternSetRecord(id=new_id(), tenant_id=tenant_id, name=name, current_number=0, description="", version=1)
-            session.add(record)
-        numbers = [version.number for version in _versions(session, record)]
-        number = max(numbers, default=0) + 1
+            record = PatternSetRecord(id=new_id(), tenant_id=tenant_id, name=name, description="", version=1)
+            number = 1
+        else:
+            number = max(version.number for version in _versions(session, record)) + 1
         record.current_number = number
         record.description = description or record.description
         record.changed_at, record.changed_by = now, principal.actor
+        session.add(record)
         session.flush()
         session.add(
             PatternVersionRecord(
