@@ -64,6 +64,37 @@ path: /opt/my-application/bin/run
 is_root_writable_only: true
 """,
         ),
+        ModuleId.ANTI_MALWARE: Example(
+            """id: am-own-marker
+version: 1
+title:
+  en: A script that should not be here
+  ja: 存在してはならないスクリプト
+description:
+  en: Finds a script by two words that only it has.
+  ja: 特有の2つの語句を含むスクリプトを検出します。
+severity: high
+threat: Own.Marker
+threat_class: unwanted
+scope: [text]
+yara: |
+  rule own_marker {
+    strings:
+      $one = "our-marker-one"
+      $two = "our-marker-two" nocase
+    condition:
+      filesize < 1MB and all of them
+  }
+samples:
+  - {name: found.sh, content: "echo our-marker-one; echo OUR-MARKER-TWO", matches: true}
+  - {name: near-miss.sh, content: "echo our-marker-one", matches: false}
+""",
+            """name: example.sh
+content: |
+  #!/bin/sh
+  echo our-marker-one; echo our-marker-two
+""",
+        ),
     }
 )
 DEFAULT = ModuleId.INTEGRITY_MONITORING
@@ -82,6 +113,8 @@ def trial_for(module: ModuleId, body: Mapping[str, Any] | None = None) -> str:
         return _change(body)
     if module is ModuleId.APPLICATION_CONTROL:
         return _software(body)
+    if module is ModuleId.ANTI_MALWARE:
+        return "name: example.sh\ncontent: |\n  #!/bin/sh\n"
     return trial_for(module)
 
 

@@ -117,7 +117,8 @@ def delete(visit: Visit) -> Response:
 
 def try_it(visit: Visit) -> Response:
     """Say whether a rule would report a change that somebody describes."""
-    change = _described(visit.raw_field("change"))
+    sample = visit.field("sample")
+    change = {"sample": sample} if sample else _described(visit.raw_field("change"))
     rule_id = visit.field("rule_id")
     text = "" if rule_id and not visit.raw_field("text") else visit.raw_field("text")
     try:
@@ -126,7 +127,7 @@ def try_it(visit: Visit) -> Response:
         )
     except RuleInvalidError as error:
         return visit.fragment("rule_problems.html", problems=error.problems, is_valid=False)
-    return visit.fragment("rule_trial.html", trial=trial)
+    return visit.fragment("rule_trial.html", trial=trial, module=_module(visit))
 
 
 def _described(text: str) -> dict[str, Any]:
@@ -149,6 +150,7 @@ def _editor(visit: Visit, rule_id: str, text: str, module: ModuleId, version: in
         version=version,
         trial=trial_for(module),
         changes=[change.value for change in Change],
+        modules=[] if rule_id else [(built.module.value, built.title.in_language(visit.language)) for built in MODULES],
     )
 
 
