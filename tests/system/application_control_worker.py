@@ -122,7 +122,7 @@ class ApplicationControlWorker:
                 f"waited {seconds} s in vain; status {self.statuses[-1:]}, answers {self.answers[-2:]}, "
                 f"events {[(event.kind, event.subject) for event in self.events[-5:]]}, {self.errors()}"
             )
-            readable, _, _ = select.select([self._ours], [], [], left)
+            readable, _, _ = select.select([self._ours], [], [], min(left, 0.1))
             if readable:
                 self._receive()
 
