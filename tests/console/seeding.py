@@ -70,21 +70,29 @@ class SeedComputer:
             enrolment.TokenResponse,
         ).access_token
         self.generation = 0
+        self.policy = None
         self.commands = []
 
+    def put(self, path, body):
+        """Send bytes as they are, as an upload."""
+        return self.exchange("PUT", path, body)
+
     def post(self, path, value, type_):
+        return decode(self.exchange("POST", path, encode(value)), type_)
+
+    def exchange(self, method, path, content):
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         connection = http.client.HTTPSConnection(self.host, timeout=30, context=context)
         headers = {"Content-Type": CONTENT_TYPE}
         if hasattr(self, "access_token"):
             headers["Authorization"] = f"Bearer {self.access_token}"
-        connection.request("POST", path, encode(value), headers)
+        connection.request(method, path, content, headers)
         answer = connection.getresponse()
         body = answer.read()
         connection.close()
         assert answer.status == 200, (path, answer.status, body[:500])
-        return decode(body, type_)
+        return body
 
     def status(self, health=Health.ACTIVE, not_enforced=(), drifts=0, message="", others=(), capabilities=()):
         now = time.time()
@@ -132,7 +140,7 @@ class SeedComputer:
                     policy_generation=self.generation,
                     status_digest=new_id(),
                     facts_digest=self.hostname,
-                    settings_versions={"integrity_monitoring": 1},
+                    settings_versions={str(module.module): 1 for module in value.modules},
                     status=value,
                     facts=self.facts,
                     results=list(results),
@@ -142,7 +150,7 @@ class SeedComputer:
             )
             results = ()
             if answer.policy is not None:
-                self.generation = answer.policy.generation
+                self.generation, self.policy = answer.policy.generation, answer.policy
             self.commands += answer.commands
         return answer
 
