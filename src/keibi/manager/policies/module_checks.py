@@ -9,9 +9,8 @@ import msgspec
 
 from keibi.contract.names import ModuleId
 from keibi.manager.rules.model import body_of
-from keibi.protection.anti_malware.policy_check import check_settings
+from keibi.protection.anti_malware.policy_check import check_rules, check_settings
 from keibi.protection.anti_malware.settings import AntiMalwareSettings
-from keibi.protection.anti_malware.yara_rules import compile_one
 from keibi.protection.application_control.engine import compile_rules as compile_application_rules
 from keibi.protection.application_control.settings import ApplicationControlSettings
 from keibi.protection.integrity_monitoring.engine import compile_rules
@@ -59,7 +58,7 @@ class AntiMalwareCheck:
             key = hashlib.sha256(rule.yara.encode()).digest()
             if key in self._known:
                 continue
-            compile_one(rule.yara, rule.id)
+            check_rules([rule])
             with self._lock:
                 if len(self._known) >= MAX_REMEMBERED:
                     self._known.clear()

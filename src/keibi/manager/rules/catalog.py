@@ -34,8 +34,10 @@ class ShippedRules:
     digest: str = ""
 
 
-def read_content(content_directory: str) -> ShippedRules:
+def read_content(content_directory: str, *, tries_samples: bool = True) -> ShippedRules:
     """Return the rules under `content_directory`. A file with a problem is left out and named; the rest is used.
+
+    A manager that starts does not try the samples: that takes a second, and was done when the rules were made.
 
     Raises:
         InputError: there is no such directory.
@@ -57,7 +59,7 @@ def read_content(content_directory: str) -> ShippedRules:
             text, problem = _read(os.path.join(folder, name))
             found = [problem] if problem else []
             if not found:
-                rule, found = check_text(module.module, text, needs_samples=True)
+                rule, found = check_text(module.module, text, needs_samples=True, tries_samples=tries_samples)
                 if rule is not None and not found:
                     found = _misplaced(rule.id, name, rules)
                 if rule is not None and not found:

@@ -44,11 +44,16 @@ class _RuleKind:
 
 
 def check_text(
-    module: ModuleId, text: str, *, default_version: int | None = None, needs_samples: bool = False
+    module: ModuleId,
+    text: str,
+    *,
+    default_version: int | None = None,
+    needs_samples: bool = False,
+    tries_samples: bool = True,
 ) -> tuple[Any | None, list[Problem]]:
     """Return the rule that a text describes, and its problems; the rule may be None only when there are some.
 
-    With `default_version` a text without a version has that one.
+    With `default_version` a text without a version has that one. Without `tries_samples` they are read and not tried.
     """
     kind = _KINDS.get(module)
     if kind is None:
@@ -62,7 +67,10 @@ def check_text(
         return None, [Problem("a rule is a mapping of names to values", hint="begin with `id: …`")]
     if default_version is not None:
         value = {"version": default_version, **value}
-    rule, found = kind.read(value, needs_samples)
+    untried = value.pop("samples", None) if not tries_samples else None
+    rule, found = kind.read(value, needs_samples and tries_samples)
+    if rule is not None and untried is not None:
+        rule = _with_samples(rule, untried)
     problems = []
     for one in found:
         path = parse_path(one.path)
@@ -71,6 +79,14 @@ def check_text(
         line, column = getattr(one, "line", 0), getattr(one, "column", 0)
         problems.append(Problem(one.message, place.line + line, column or place.column, write_path(path), one.hint))
     return rule, problems
+
+
+def _with_samples(rule: Any, samples: Any) -> Any:
+    type_of = next(field.type for field in msgspec.structs.fields(rule) if field.name == "samples")
+    try:
+        return msgspec.structs.replace(rule, samples=msgspec.convert(samples, type_of))
+    except msgspec.ValidationError:
+        return rule  # without them it does the same
 
 
 def try_change(module: ModuleId, rule: Any, change: Mapping[str, Any], variables: Mapping[str, str]) -> Trial:

@@ -57,7 +57,7 @@ class RuleService:
         Raises:
             InputError: the content directory is missing.
         """
-        shipped = content or read_content(self.content_directory)
+        shipped = content or read_content(self.content_directory, tries_samples=False)
         with self._database.session(Scope.system("content")) as session:
             known = set(session.execute(select(ShippedRuleRecord.rule_id, ShippedRuleRecord.version, ShippedRuleRecord.digest)))
             for rule in shipped.rules.values():
