@@ -99,7 +99,9 @@ class Decider:
                 self._judges.reconnect()
             if now >= self._state_at:
                 self._tell_state(now)
-            until = min(self._reconnect_at, self._state_at, self._answering.next_due() or self._state_at)
+            until = min(self._state_at, self._answering.next_due() or self._state_at)
+            if not self._judges.are_served:
+                until = min(until, self._reconnect_at)
             for descriptor, events in self._epoll.poll(max(0.0, until - time.monotonic())):
                 if descriptor == self._permission.fd:
                     self._read(self._permission)

@@ -37,6 +37,7 @@ class Follower:
         self._lock = threading.Lock()
         self._names: list[str] = []
         self._told: list[tuple[int, str, bytes, str]] = []
+        self._own: list[Mount] = []
         self._foreign: list[Mount] = []
         self._foreign_at = 0.0
 
@@ -86,8 +87,9 @@ class Follower:
                 for mount in mount_table.parse_mounts(table, f"/proc/{pid}/root")
             ]
             self._foreign_at = now + max(FOREIGN_SECONDS, _SHARE * (time.monotonic() - now))
-        mounts = mount_table.parse_mounts(mount_table.read_table("/proc/self/mountinfo")) + self._foreign
-        mounts = [mount for mount in mounts if self._is_wanted(mount)]
+        if is_due:
+            self._own = mount_table.parse_mounts(mount_table.read_table("/proc/self/mountinfo"))
+        mounts = [mount for mount in (*self._own, *self._foreign) if self._is_wanted(mount)]
         seen = [(mount.id, mount.device, mount.point, mount.type) for mount in mounts]
         if is_due or seen != self._told:
             self._told = seen

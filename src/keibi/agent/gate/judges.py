@@ -59,6 +59,11 @@ class Judges:
                 self._links[name] = link
                 self._by_index.append(link)
 
+    @property
+    def are_served(self) -> bool:
+        """Whether every judge is connected and knows everything."""
+        return all(link.connection is not None and not link.untold for link in self._by_index)
+
     def reconnect(self) -> None:
         """Try to reach those that are away, and tell the others what they could not be told before."""
         for link in self._by_index:

@@ -1,11 +1,13 @@
 """The agent's own processes, about which nobody is asked: a judge that waited for itself would wait for ever."""
 
 import os
+import time
 from collections.abc import Iterable
 from typing import Final
 
 _INIT_PID: Final = 1
 _MOST_STEPS: Final = 32
+_MOST_KNOWN: Final = 2000
 
 
 class OwnProcesses:
@@ -16,10 +18,12 @@ class OwnProcesses:
         self._declared: dict[str, frozenset[int]] = {}
         self._all = self._named
         self._root = 0
+        self._known: dict[int, bool] = {}
+        self._known_until = 0.0
 
     def name(self, pids: Iterable[int], root: int) -> None:
         """Add processes of the agent; descendants of `root` (0: none) are its too."""
-        self._named |= frozenset(pids)
+        self._named |= frozenset(pids) | (frozenset((root,)) if root else frozenset())
         self._root = root
         self._gather()
 
@@ -35,6 +39,17 @@ class OwnProcesses:
         """Return whether a process descends from the core; reads /proc, so it is asked only where the answer matters."""
         if not self._root:
             return False
+        now = time.monotonic()
+        # For a second, in which no process id comes round again.
+        if now > self._known_until or len(self._known) > _MOST_KNOWN:
+            self._known.clear()
+            self._known_until = now + 1.0
+        known = self._known.get(pid)
+        if known is None:
+            known = self._known[pid] = self._has_root_above(pid)
+        return known
+
+    def _has_root_above(self, pid: int) -> bool:
         for _ in range(_MOST_STEPS):
             if pid == self._root:
                 return True

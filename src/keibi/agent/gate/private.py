@@ -245,7 +245,7 @@ def _in_child(pid: int, function: Callable[[], Any], answers: int) -> int:
 
 def _read_all(descriptor: int, timeout_seconds: float) -> bytes:
     until = time.monotonic() + timeout_seconds
-    parts = []
+    parts: list[bytes] = []
     while True:
         if not select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0]:
             raise TimeoutError(f"no answer within {timeout_seconds} s")

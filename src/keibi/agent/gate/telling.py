@@ -43,7 +43,7 @@ class Telling:
 
     def on_event(self, mask: int, descriptor: int, pid: int) -> None:
         """Tell of an event of the notification group."""
-        if pid in self._own or self._own.descends(pid):
+        if pid in self._own:
             return
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -57,7 +57,7 @@ class Telling:
 
     def on_written(self, descriptor: int, status: os.stat_result, pid: int) -> None:
         """Tell of a file whose writer has closed."""
-        if pid in self._own or self._own.descends(pid):
+        if pid in self._own:
             return
         self._told.forget(identity_of(status.st_dev, status.st_ino))
         self._tell(WRITTEN, self._coverage.watchers(status.st_dev, WRITTEN), descriptor, status, pid)
@@ -82,7 +82,9 @@ class Telling:
             self._counts["ignored_count"] += 1
 
     def _tell(self, event: str, wishes: list[Wish], descriptor: int, status: os.stat_result, pid: int) -> bytes:
-        path = path_of(descriptor) if wishes else b""
+        if not wishes or self._own.descends(pid):
+            return b""
+        path = path_of(descriptor)
         if event != EXEC and is_below(path, self._excluded):
             return path
         head: bytes | None = None

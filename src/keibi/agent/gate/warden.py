@@ -29,6 +29,7 @@ SILENT_SECONDS: Final = 10.0
 """The decider says something every few seconds; this ends one that hangs while there is no canary."""
 CANARY_SEEN_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 0.05
+IDLE_SECONDS: Final = 1.0
 LEAST_WAIT_SECONDS: Final = 0.25
 MOST_WAIT_SECONDS: Final = 30.0
 CALM_SECONDS: Final = 60.0
@@ -152,7 +153,8 @@ class Warden:
     def _watch(self, decider: _Decider) -> str:
         """Serve the decider until it has to end; returns why."""
         while not self._is_stopping:
-            for descriptor in self._ready(decider.channel.fileno(), LOOK_SECONDS):
+            look_seconds = LOOK_SECONDS if decider.canary is not None else IDLE_SECONDS
+            for descriptor in self._ready(decider.channel.fileno(), look_seconds):
                 if descriptor != decider.channel.fileno():
                     self._serve_outlet()
                 elif (message := _received(decider)) is None:
