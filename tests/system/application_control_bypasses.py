@@ -60,12 +60,54 @@ def compile_material(directory: pathlib.Path) -> Material:
     )
 
 
+RING = r"""
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(int count, char **arguments) {
+    struct io_uring_params p;
+    memset(&p, 0, sizeof p);
+    int ring = syscall(__NR_io_uring_setup, 4, &p);
+    if (ring < 0) return 77;
+    char *submission = mmap(0, p.sq_off.array + p.sq_entries * 4, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
+    char *completion = mmap(0, p.cq_off.cqes + p.cq_entries * sizeof(struct io_uring_cqe), PROT_READ | PROT_WRITE, MAP_SHARED,
+                            ring, IORING_OFF_CQ_RING);
+    struct io_uring_sqe *entry = mmap(0, p.sq_entries * sizeof *entry, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES);
+    memset(entry, 0, sizeof *entry);
+    entry->opcode = IORING_OP_OPENAT;
+    entry->fd = AT_FDCWD;
+    entry->addr = (unsigned long)arguments[1];
+    entry->open_flags = O_RDONLY;
+    *(unsigned *)(submission + p.sq_off.array) = 0;
+    __atomic_store_n((unsigned *)(submission + p.sq_off.tail), 1, __ATOMIC_RELEASE);
+    syscall(__NR_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, 0, 0);
+    struct io_uring_cqe *done = (struct io_uring_cqe *)(completion + p.cq_off.cqes);
+    if (done->res >= 0) puts("HOSTILE CODE RAN");
+    return 0;
+}
+"""
+
+
+def compile_ring(directory: pathlib.Path) -> str:
+    """Compile the program that opens its argument through io_uring; "" where the kernel has none."""
+    (directory / "ring.c").write_text(RING)
+    program = str(directory / "ring")
+    subprocess.run(["gcc", "-O1", "-w", "-o", program, str(directory / "ring.c")], check=True, timeout=60, capture_output=True)
+    refused = subprocess.run([program, "/dev/null"], capture_output=True, timeout=10, check=False).returncode == 77
+    return "" if refused else program
+
+
 @dataclass
 class Ground:
     """Where attacks happen: a private mount under control, in prevent mode, with inline code of interpreters blocked there."""
 
     gate: PrivateGate
     material: Material
+    ring: str  # a program outside of the mount that opens its argument through io_uring
     count: int = 0
 
     @property
@@ -384,6 +426,24 @@ def _odd_name(ground: Ground) -> bool:
     return ground.runs(_interpreter(ground), ground.place(PYTHON_SCRIPT, ".dat", mode=0o644), environment=HOME)
 
 
+def _renamed_interpreter(ground: Ground) -> bool:
+    path, name = _interpreter(ground), ground.fresh()
+    ground.gate.run(["/bin/cp", path, name])
+    ground.gate.run(["/bin/chmod", "755", name])
+    return ground.runs(name, ground.place(PYTHON_SCRIPT, ".py", mode=0o644), environment=HOME)
+
+
+def _renamed_interpreter_inline(ground: Ground) -> bool:
+    path, name = _interpreter(ground), ground.fresh()
+    ground.gate.run(["/bin/cp", path, name])
+    ground.gate.run(["/bin/chmod", "755", name])
+    return ground.runs(name, "-c", PYTHON_SCRIPT.decode(), environment=HOME)
+
+
+def _ring(ground: Ground) -> bool:
+    return ground.runs(ground.ring, ground.place(ground.material.bad_library, ".so"))
+
+
 def _known_module(ground: Ground) -> bool:
     output = ground.gate.run([_interpreter(ground), "-m", "this"], environment=HOME).stdout
     return b"Zen of Python" in output
@@ -543,4 +603,7 @@ BYPASSES: tuple[Bypass, ...] = (
         _library_changed_while_loaded,
         "software.changed; needs the right to write to the library",
     ),
+    Bypass("46", "a copy of an interpreter under another name, with a script", BLOCKED, _renamed_interpreter),
+    Bypass("47", "a copy of an interpreter under another name, with -c", BLOCKED, _renamed_interpreter_inline, INLINE_NOTE),
+    Bypass("48", "an unknown library opened through io_uring", BLOCKED, _ring),
 )

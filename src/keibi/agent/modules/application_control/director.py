@@ -17,6 +17,7 @@ from keibi.agent.judge_server import JudgeServer
 from keibi.agent.modules.application_control import commands, policies
 from keibi.agent.modules.application_control.builder import Builder, Ended
 from keibi.agent.modules.application_control.building import BUILT_SETTING, Job
+from keibi.agent.modules.application_control.interpreters import Interpreters
 from keibi.agent.modules.application_control.inventory import Inventory
 from keibi.agent.modules.application_control.judge import InForce, Judge
 from keibi.agent.modules.application_control.lasting import Lasting
@@ -240,7 +241,9 @@ class Director:
         policy = self._policy
         if policy is None:
             return
-        self._judge.in_force = InForce(policy, Updaters(policy.settings, self._book, self._patience), self._is_inventory_there)
+        updaters = Updaters(policy.settings, self._book, self._patience)
+        interpreters = Interpreters(policy.interpreters, self._inventory)
+        self._judge.in_force = InForce(policy, updaters, self._is_inventory_there, interpreters)
         self._server.set_terms(policies.terms_of(policy, is_suspended=self._unlocked.is_on))
         self._server.forget()
 

@@ -162,6 +162,12 @@ class Inventory:
             return Standing.CHANGED if here.is_trusted else Standing.UNRECOGNISED, here
         return Standing.CHANGED if here.previous_sha256 else Standing.UNRECOGNISED, here
 
+    def paths_of(self, sha256: str) -> list[bytes]:
+        """Return where a content lies, the files of private gates with it."""
+        with self.lock:
+            rows = self.connection.execute("SELECT path FROM software WHERE sha256=? LIMIT 100", (bytes.fromhex(sha256),))
+            return [path for (path,) in rows]
+
     def has_unrecognised(self, sha256: str) -> bool:
         """Whether a file with this content was seen that nobody trusts."""
         with self.lock:

@@ -15,6 +15,7 @@ from keibi.agent.gate.judging import EXEC, OPEN, WRITTEN, FileKey, Question
 from keibi.agent.judge_server import Asked
 from keibi.agent.modules.application_control import asking
 from keibi.agent.modules.application_control.contents import TooSlowError, Writers, settled_content, writers_of
+from keibi.agent.modules.application_control.interpreters import Interpreters
 from keibi.agent.modules.application_control.inventory import Inventory, Software
 from keibi.agent.modules.application_control.lasting import Lasting
 from keibi.agent.modules.application_control.packages import Packages
@@ -45,6 +46,7 @@ class InForce:
     policy: Policy
     updaters: Updaters
     is_inventory_there: bool
+    interpreters: Interpreters
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +164,10 @@ class Judge:
         if verdict.would_block or (inline is not None and reports_inline(facts, policy.settings)):
             self._teller.judged(question, looked.key, facts, verdict, started)
             self.denied_count += not verdict.is_allowed
-        asked.answer(is_allowed=verdict.is_allowed, remember=self._may_be_remembered(question, looked, verdict, policy))
+        asked.answer(is_allowed=verdict.is_allowed, remember=self._may_be_remembered(question, looked, verdict, in_force))
         if facts.inline is None:
             self._note(question, looked, verdict)
-            self._keep_if_fine(question, looked, verdict, policy)
+            self._keep_if_fine(question, looked, verdict, in_force)
 
     def _verdict(self, facts: Facts, in_force: InForce, question: Question) -> Verdict:
         policy = in_force.policy
@@ -185,7 +187,7 @@ class Judge:
             return True  # what is only written cannot be run, and what is cut to nothing holds nothing
         program, _ = asking.executable_of(question.pid)
         if kind is FileKind.SCRIPT:
-            return not policy.settings.control_scripts or not policy.interpreters.match(program)
+            return not policy.settings.control_scripts or not in_force.interpreters.is_run_by(question.pid, program)
         if not policy.settings.control_libraries:
             return True
         # Whoever is told to load libraries runs what it opens, whatever its own name is.
@@ -237,7 +239,8 @@ class Judge:
             has_writer=looked.writers is Writers.SOME,
         )
 
-    def _may_be_remembered(self, question: Question, looked: Looked, verdict: Verdict, policy: Policy) -> bool:
+    def _may_be_remembered(self, question: Question, looked: Looked, verdict: Verdict, in_force: InForce) -> bool:
+        policy = in_force.policy
         if looked.writers is not Writers.NONE or not looked.sha256 or policy.known.depends_on_user:
             return False
         if not verdict.is_allowed:
@@ -245,13 +248,14 @@ class Judge:
             return question.event == EXEC and verdict.reason_code is not ReasonCode.INLINE_CODE
         if verdict.would_block or not looked.is_root_writable_only:
             return False
-        return not (policy.looks_at_inline and policy.interpreters.match(question.path))
+        return not (policy.looks_at_inline and in_force.interpreters.name_of(question.path, looked.sha256))
 
-    def _keep_if_fine(self, question: Question, looked: Looked, verdict: Verdict, policy: Policy) -> None:
+    def _keep_if_fine(self, question: Question, looked: Looked, verdict: Verdict, in_force: InForce) -> None:
         """Spare further looks at what runs again and again while a gate only watches, and so remembers nothing."""
+        policy = in_force.policy
         if question.is_held or verdict.would_block or looked.writers is not Writers.NONE or policy.known.depends_on_user:
             return
-        if policy.looks_at_inline and policy.interpreters.match(question.path):
+        if policy.looks_at_inline and in_force.interpreters.name_of(question.path, looked.sha256):
             return
         if kept_key(looked.key, looked.writers) == looked.key:
             if len(self._fine) >= MAX_FINE:
@@ -263,13 +267,14 @@ class Judge:
     def _inline(self, question: Question, looked: Looked, facts: Facts, in_force: InForce) -> tuple[Facts, Verdict] | None:
         """Return facts and verdict on an interpreter's inline code; None when it has none, or is no interpreter."""
         policy = in_force.policy
-        if not policy.interpreters.match(question.path):
+        program = in_force.interpreters.name_of(question.path, looked.sha256)
+        if not program:
             return None
-        kind = self._inline_kind(question, looked, policy)
+        kind = self._inline_kind(question, looked, policy, program)
         if kind is None:
             return None
         told = Facts(
-            path=facts.path,
+            path=program,
             sha256=facts.sha256,
             size=facts.size,
             kind=FileKind.INTERPRETER,
@@ -280,7 +285,7 @@ class Judge:
         )
         return told, self._verdict(told, in_force, question)
 
-    def _inline_kind(self, question: Question, looked: Looked, policy: Policy) -> InlineKind | None:
+    def _inline_kind(self, question: Question, looked: Looked, policy: Policy, program: bytes) -> InlineKind | None:
         if question.is_held:
             call = asking.exec_call_of(question.pid)
             if call is None or self._is_for_script(question.pid, call.path, looked.key):
@@ -291,7 +296,7 @@ class Judge:
             arguments = asking.command_line_of(question.pid)
         if not arguments:
             return None
-        told = read_command_line(arguments, question.path)
+        told = read_command_line(arguments, program)
         match told.source:
             case Source.COMMAND:
                 return InlineKind.COMMAND
