@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 
 import pytest
 from sqlalchemy import select
@@ -9,10 +10,11 @@ from sqlalchemy import select
 from keibi.contract.heartbeat import HeartbeatRequest, HeartbeatResponse
 from keibi.contract.names import ModuleId
 from keibi.manager.audit.tables import AuditRecord
+from keibi.manager.composition import make_manager
 from keibi.manager.database import Scope
 from keibi.manager.patterns import store as stores
 from keibi.protection.catalog import MODULES
-from tests.manager_running import SimulatedAgent, serving, signed_in
+from tests.manager_running import QUICK, SimulatedAgent, config_for, serving, signed_in
 
 PASSWORD = "correct horse battery staple"
 RULE = b'rule one { meta: license = "MIT" strings: $a = "zq-one-zq" condition: $a }'
@@ -44,7 +46,33 @@ class Console:
 
 
 @pytest.fixture
+def manager(tmp_path, sqlite_template, shared_event_daemon):
+    """A manager on SQLite: each import is a process of its own, and only sharing makes a difference to the database."""
+    path = tmp_path / "manager.sqlite3"
+    shutil.copyfile(sqlite_template, path)
+    made = make_manager(config_for(f"sqlite:///{path}", shared_event_daemon, tmp_path / "state"), QUICK)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def manager_on_each_database(database_url, shared_event_daemon, tmp_path):
+    made = make_manager(config_for(database_url, shared_event_daemon, tmp_path / "state"), QUICK)
+    yield made
+    made.close()
+
+
+@pytest.fixture
 def console(manager):
+    yield from console_of(manager)
+
+
+@pytest.fixture
+def console_on_each_database(manager_on_each_database):
+    yield from console_of(manager_on_each_database)
+
+
+def console_of(manager):
     with serving(manager) as client:
         first = manager.first_administrator
         signed_in(client, first.name, first.password)
@@ -143,7 +171,8 @@ def test_policies_name_only_sets_that_there_are(console):
     console.call("PATCH", f"/policies/{policy_id}", 400, json=change)
 
 
-def test_shared_sets_are_for_all_customers_and_changed_by_the_provider_alone(console):
+def test_shared_sets_are_for_all_customers_and_changed_by_the_provider_alone(console_on_each_database):
+    console = console_on_each_database
     shared = console.load(name="shared", for_all=True)["pattern_set"]
     assert shared["is_shared"]
     tenant = console.call("POST", "/tenants", 201, json={"name": "Customer"})["tenant_id"]
