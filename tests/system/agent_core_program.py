@@ -15,7 +15,7 @@ def specs(text: str) -> list[WorkerSpec]:
             name=item["name"],
             argv=(sys.executable, *item["argv"]),
             serves=ModuleId.INTEGRITY_MONITORING,
-            module=ModuleId.INTEGRITY_MONITORING if not item.get("is_sensor") else None,
+            module=ModuleId(item.get("module", ModuleId.INTEGRITY_MONITORING)) if not item.get("is_sensor") else None,
             is_sensor=item.get("is_sensor", False),
             limits=RestartLimits(least_wait_seconds=0.05, hello_seconds=item.get("hello_seconds", 20.0)),
         )
