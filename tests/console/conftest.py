@@ -1,5 +1,6 @@
 """A real manager in a process of its own, seeded over the agents' protocol, and a real browser in front of it."""
 
+import contextlib
 import re
 import socket
 import subprocess
@@ -64,9 +65,9 @@ def answers(port):
     return True
 
 
-@pytest.fixture(scope="session")
-def served(tmp_path_factory):
-    state = tmp_path_factory.mktemp("manager")
+@contextlib.contextmanager
+def serving(state):
+    """Start a manager in that directory and end it; what it logged must be no fault."""
     port = free_port()
     config = state / "manager.toml"
     config.write_text(f'state_directory = "{state}/state"\nport = {port}\nlog_level = "warning"\n')
@@ -83,6 +84,12 @@ def served(tmp_path_factory):
         log.close()
     faults = [line for line in (state / "log").read_text("utf-8", "replace").splitlines() if "Traceback" in line]
     assert faults == [], (state / "log").read_text("utf-8", "replace")[-4000:]
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("manager")) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
@@ -112,9 +119,8 @@ def sign_in(page, served, name="admin", password=""):
     page.wait_for_selector(".frame, .notice.error")
 
 
-@pytest.fixture(scope="session")
-def seeded(served, browser):
-    """The manager with four computers and their events."""
+def get_token(served, browser):
+    """Sign in, keep the session, and make a token that enrols computers."""
     context = new_context(browser)
     page = context.new_page()
     sign_in(page, served)
@@ -125,6 +131,12 @@ def seeded(served, browser):
     served.token = re.search(r"--token (\S+)", command)[1]
     served.cookies = context.storage_state()
     context.close()
+
+
+@pytest.fixture(scope="session")
+def seeded(served, browser):
+    """The manager with four computers and their events."""
+    get_token(served, browser)
     for number, name in enumerate(("web-01", "web-02", "db-01", "bastion")):
         served.computers[name] = SeedComputer(
             served.url, served.token, f"{name}.example.jp", addresses=[f"192.0.2.{10 + number}"]
