@@ -114,7 +114,7 @@ def test_a_judge_killed_under_load_and_started_again_is_asked_again(judges, plac
         directory = many_files(gate)
         with judge_process(judges, deadline_milliseconds=500) as first:
             gate.wait_for(lambda state: state["is_enforcing"], 10, "enforcing")
-            load = Load(gate, directory, 2.5)
+            load = Load(gate, directory, 2.0)
             time_to_kill = threading.Timer(0.5, first.kill)
             time_to_kill.start()
             first.wait(5)
@@ -130,7 +130,7 @@ def test_a_decider_killed_under_load_lets_everybody_go_and_comes_back(judges, pl
     with ContentJudge(judges) as judge, PrivateGate(place, judges, settled_seconds=SETTLED_SECONDS) as gate:
         directory = many_files(gate)
         judge.also = lambda asked: threading.Event().wait(0.005)
-        load = Load(gate, directory, 2.5)
+        load = Load(gate, directory, 2.0)
         first = gate.decider_pid
         wait_until(lambda: len(judge.asked) > 20, 5, "under load")
         os.kill(first, signal.SIGKILL)
