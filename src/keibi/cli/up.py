@@ -21,6 +21,7 @@ BASE = "/var/lib/keibi"
 AGENT_USER, MANAGER_USER, SCAN_USER = "keibi-agent", "keibi-manager", "keibi-scan"
 PORT = 8443
 MANAGER_SECONDS = 90.0
+STARTING_SECONDS = 60.0
 AGENT_SECONDS = 180.0
 
 T = TypeVar("T")
@@ -252,9 +253,14 @@ def _wait_for_report(layout: Layout) -> dict[str, Any]:
             shown = said
             print(f"\r\033[K  first report … {said[:90]}", end="", flush=True)
         # What an earlier run of the agent said does not count.
-        if (seen.get("status") or {}).get("started_at", 0.0) < started_at - 2.0:
+        status = seen.get("status") or {}
+        if status.get("started_at", 0.0) < started_at - 2.0 or not status.get("policy_generation"):
             return False
-        return bool(modules) and all(one.get("health") not in ("starting", "inactive", "", None) for one in modules)
+        # A module that the policy switches off is inactive, and nothing to wait for. One that takes long to look at all software
+        # protects meanwhile, and is said to be starting.
+        health = {one.get("health") for one in modules}
+        is_long = time.time() - started_at > STARTING_SECONDS
+        return bool(health - {"inactive", "starting"}) and (is_long or not health & {"starting", "", None})
 
     _wait(lambda: is_there() or _is_gone(agent), AGENT_SECONDS, agent)
     return seen
@@ -264,6 +270,9 @@ def _say_what_now(layout: Layout, computer: dict[str, Any], seconds: float) -> N
     name = computer.get("display_name") or computer.get("hostname") or "this computer"
     print(f"\n{name} is protected ({seconds:.0f} s).")
     for module in computer["status"]["modules"]:
+        if module["health"] == "inactive":
+            print(f"  {module['module'].replace('_', ' ')}: off by policy")
+            continue
         print(f"  {module['module'].replace('_', ' ')}: {module['health']} {module.get('message', '')}".rstrip())
     print(f"\nConsole     {layout.url}")
     if first := _first_password(layout):
