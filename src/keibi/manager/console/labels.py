@@ -345,7 +345,7 @@ LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
         "scan_event": {
             "scan.started": N_("Running"),
-            "scan.finished": N_("Finished"),
+            "scan.finished": N_("Done"),
             "scan.cancelled": N_("Cancelled or failed"),
         },
         "response": {
