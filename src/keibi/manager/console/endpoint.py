@@ -39,6 +39,7 @@ class Page:
     methods: tuple[str, ...] = ("GET",)
     permission: str | None = None
     is_public: bool = False
+    upload_bytes: int = 0  # a form with one file, of which no more than so much is read; 0: no file
 
 
 def get(address: str, handler: Handler, permission: str | None = None) -> Page:
@@ -59,19 +60,31 @@ def route(page: Page, services: Services, view: View) -> Route:
         if request.method == "POST":
             try:
                 check_same_origin(request.headers)
-                form = await _form(request)
+                if page.upload_bytes:
+                    # Before the body: a gigabyte of a stranger is not even read.
+                    await run_in_threadpool(_check_uploader, page, request, services, view)
+                form = await _form(request, page.upload_bytes)
             except KeibiError as error:
                 return await run_in_threadpool(_outside, request, services, view, error)
-        return await run_in_threadpool(_answer, page, request, services, view, form)
+        try:
+            return await run_in_threadpool(_answer, page, request, services, view, form)
+        finally:
+            await form.close()
 
     return Route(page.address, endpoint, methods=list(page.methods))
 
 
-async def _form(request: Request) -> FormData:
+def _check_uploader(page: Page, request: Request, services: Services, view: View) -> None:
+    visit = recognise(request, services, view, FormData(), must_prove=False)
+    visit.principal.require(page.permission or "")
+
+
+async def _form(request: Request, upload_bytes: int) -> FormData:
+    most = max(MAX_FORM_BYTES, upload_bytes)
     length = request.headers.get("content-length", "")
-    if not length.isdigit() or int(length) > MAX_FORM_BYTES:
-        raise RefusedError("form_too_large", f"the form is larger than {MAX_FORM_BYTES} bytes", hint="send less at once")
-    return await request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_FORM_BYTES)
+    if not length.isdigit() or int(length) > most:
+        raise RefusedError("form_too_large", f"the form is larger than {most} bytes", hint="send less at once")
+    return await request.form(max_files=1 if upload_bytes else 0, max_fields=MAX_FIELDS, max_part_size=MAX_FORM_BYTES)
 
 
 def _answer(page: Page, request: Request, services: Services, view: View, form: FormData) -> Response:

@@ -21,6 +21,7 @@ NAVIGATION = (
     Entry("/events", "list-search", N_("Events"), "events.view"),
     Entry("/policies", "binary-tree", N_("Policies"), "policies.view"),
     Entry("/rules", "checklist", N_("Rules"), "rules.view"),
+    Entry("/content", "package", N_("Content"), "rules.view"),
     Entry("/administration", "settings", N_("Administration")),
 )
 EVENT_PAGES = (
@@ -46,5 +47,6 @@ COMMANDS = (
     Entry("/events?live=on", "activity", N_("Watch events as they arrive"), "events.view"),
     Entry("/rules/new", "pencil", N_("Write a rule"), "rules.edit"),
     Entry("/policies/import", "file", N_("Import policies"), "policies.edit"),
+    Entry("/content#new", "package", N_("Import patterns"), "patterns.manage"),
     Entry("/account", "user-circle", N_("Your account"), None),
 )
