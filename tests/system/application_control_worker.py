@@ -212,6 +212,11 @@ class ApplicationControlWorker:
         """Stop it in order."""
         if self.process.poll() is None:
             self.send(Stop())
+            deadline = time.monotonic() + LIMIT_SECONDS
+            # What it still has to say must be read, else it could not say that and end.
+            while self.process.poll() is None and time.monotonic() < deadline:
+                if select.select([self._ours], [], [], 0.05)[0] and not self._ours.recv(1 << 20):
+                    break
             self.process.wait(15)
         self.close()
 

@@ -20,6 +20,7 @@ from keibi.contract.policy import AssignedRule, ModulePolicy, ModuleState
 from keibi.contract.status import Health
 from keibi.protection.application_control.rules import AppliesTo, PathEntry, RuleAction
 from keibi.protection.application_control.settings import ApplicationControlSettings, InlineCode, Unrecognised
+from tests.system.agent_run import wait_for
 from tests.system.application_control_worker import (
     ApplicationControlWorker,
     hash_entry,
@@ -411,11 +412,11 @@ def test_policies_change_under_load_and_every_answer_fits_one_of_them(worker, mo
     with PrivateGate(mount, worker.judges) as gate:
         path = gate.write("x", variant(17), mode=0o755)
         known = gate.write("known", TRUE, mode=0o755)
-        stop, seen, failed = threading.Event(), set(), []
+        stop, seen, failed = threading.Event(), [], []
 
         def load() -> None:
             while not stop.is_set():
-                seen.add(gate.run([path]).returncode)
+                seen.append(gate.run([path]).returncode)
                 if gate.run([known]).returncode:
                     failed.append(known)
 
@@ -424,11 +425,13 @@ def test_policies_change_under_load_and_every_answer_fits_one_of_them(worker, mo
             thread.start()
         for number in range(12):
             worker.configure(*((allow,) if number % 2 else ()))
+            reached = len(seen) + 4
+            wait_for(lambda reached=reached: len(seen) >= reached, "programs run under this policy")
         stop.set()
         for thread in threads:
             thread.join(20)
         assert failed == []
-        assert seen == {0, 126}
+        assert set(seen) == {0, 126}
         worker.configure(allow)
         assert can_run(gate, path)
         worker.configure()
@@ -449,15 +452,13 @@ def test_nothing_hangs_when_the_worker_is_killed_under_load_and_protection_comes
         threads = [threading.Thread(target=load) for _ in range(3)]
         for thread in threads:
             thread.start()
-        while len(codes) < 20:
-            time.sleep(0.01)
+        wait_for(lambda: len(codes) >= 20, "programs run")
         worker.kill()
         again = ApplicationControlWorker(worker.directory, roots=(str(known),))
         try:
             again.configure()
             known_count = len(codes)
-            while len(codes) < known_count + 20:
-                time.sleep(0.01)
+            wait_for(lambda: len(codes) >= known_count + 20, "programs run again")
             stop.set()
             for thread in threads:
                 thread.join(20)
