@@ -177,7 +177,7 @@ class PatternService:
                 more = f" and {len(uses) - 3} more" if len(uses) > 3 else ""
                 raise InputError(
                     "pattern_set_in_use",
-                    f"{record.name} is used by {', '.join(uses[:3])}{more}",
+                    f"the set {record.name} is used by {', '.join(uses[:3])}{more}",
                     hint="take it out of those policies first",
                 )
             for version in session.scalars(select(PatternVersionRecord).where(PatternVersionRecord.set_id == set_id)):
