@@ -18,6 +18,7 @@ from keibi.errors import KeibiError, TryLaterError
 CoreTask = Callable[[Command], Awaitable[CommandResult]]
 """A command that the core carries out itself; raises KeibiError where it cannot."""
 WORKER_UP_SECONDS = 15.0
+_GO_ON = frozenset({(ModuleId.ANTI_MALWARE, CommandKind.SCAN)})
 _FINAL = frozenset({CommandState.DONE, CommandState.FAILED, CommandState.REFUSED, CommandState.EXPIRED})
 
 
@@ -152,14 +153,17 @@ class CommandRunner:
             self._on_result()
 
     def module_is_up(self, module: ModuleId, link: WorkerLink) -> None:
-        """Let the commands go on that wait for the worker."""
-        del module, link
+        """Let the commands go on that wait for the worker, or that a former run of it had begun."""
+        for command in list(self._running.values()):
+            if command.module is module and command.command_id in self._given and _goes_on(command):
+                # The worker knows whether it has it already; it may have been killed before it wrote it down.
+                self._give_to(link, command)
         self._came_up.set()
 
     def module_is_down(self, module: ModuleId, how: str) -> None:
         """Answer what the worker can no longer answer."""
         for command in list(self._running.values()):
-            if command.module is module and command.command_id in self._given:
+            if command.module is module and command.command_id in self._given and not _goes_on(command):
                 message = f"the worker of {module} ended by {how} while this ran; it may have been done in part"
                 self._start(self.answered(_result(command.command_id, CommandState.FAILED, message)))
 
@@ -222,6 +226,11 @@ class CommandRunner:
             self._log.error("result not written to disk", error, command=result.command_id)
             self._progress[result.command_id] = result
         self._on_result()
+
+
+def _goes_on(command: Command) -> bool:
+    """Whether a worker that is started again goes on with it: such a command is not over when the worker ends."""
+    return (command.module, command.kind) in _GO_ON
 
 
 def _result(command_id: str, state: CommandState, message: str) -> CommandResult:
