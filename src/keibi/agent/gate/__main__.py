@@ -18,6 +18,7 @@ from keibi.agent.gate.self_test import run_self_test
 from keibi.agent.gate.warden import Warden, WardenOptions
 
 NICE: Final = -15
+MOST_LINE_BYTES: Final = 65536
 JOURNALS: Final = ("/var/log/journal", "/run/log/journal")
 """Whoever judges may have to log; a journal that waited for a verdict to open its next file would be waited for in turn."""
 
@@ -72,13 +73,18 @@ class CoreOutlet:
 class LineOutlet:
     """Tells whoever started a private gate, in lines of JSON on standard output; the end of standard input ends it."""
 
+    def __init__(self) -> None:
+        self._waiting = b""
+        # A reader that is away or slow must not keep the warden from its watch.
+        os.set_blocking(1, False)
+
     def fileno(self) -> int:
         """Return the descriptor on which orders come."""
         return 0
 
     @property
     def is_blocked(self) -> bool:
-        """Whether something waits to be written."""
+        """Whether something waits that must be written before more is read; never."""
         return False
 
     def on_ready(self) -> bool:
@@ -86,12 +92,16 @@ class LineOutlet:
         return bool(os.read(0, 4096))
 
     def flush(self) -> None:
-        """Do nothing; see `tell`."""
+        """Write what waits, as far as the reader takes it."""
+        with contextlib.suppress(OSError):
+            while self._waiting:
+                self._waiting = self._waiting[os.write(1, self._waiting) :]
 
     def tell(self, what: str, of: dict[str, Any]) -> None:
-        """Write a line, or leave it out when nobody reads."""
-        with contextlib.suppress(OSError):
-            os.write(1, json.dumps({"what": what, "of": of}).encode() + b"\n")
+        """Write a line, now or with a later one; states are left out while too much waits."""
+        if what != "state" or len(self._waiting) < MOST_LINE_BYTES:
+            self._waiting += json.dumps({"what": what, "of": of}).encode() + b"\n"
+        self.flush()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,7 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     )
     warden_options = WardenOptions(
-        judges_directory=options.judges, excluded=excluded, own_root=os.getppid(), only_below=options.only_below
+        judges_directory=options.judges,
+        excluded=excluded,
+        # Where the core is a container's first process, everybody descends from it.
+        own_root=os.getppid() if os.getppid() > 1 else 0,
+        only_below=options.only_below,
     )
     Warden(warden_options, CoreOutlet(channel), test_failure=test_failure).run()
     return 0
@@ -140,8 +154,6 @@ def _run_private(options: argparse.Namespace, excluded: tuple[str, ...]) -> int:
     point = os.path.realpath(options.private)
     hardening.enter_own_mounts()
     hardening.mount_memory(os.fsencode(point), options.options.encode())
-    # A reader that is away or slow must not stop the watch.
-    os.set_blocking(1, False)
     warden_options = WardenOptions(
         judges_directory=options.judges,
         excluded=excluded,

@@ -30,11 +30,11 @@ class Follower:
     def __init__(self, judges_directory: str, only_below: str) -> None:
         self._judges_directory = judges_directory
         self._only_below = (os.fsencode(only_below),) if only_below else ()
-        self._channel: socket.socket | None = None
+        self._channel: socket.socket | None = None  # the thread's own
+        self._next: list[socket.socket | None] = []  # what the thread is to use from now on
         self._wants_network = False
         self._is_due = False
         self._wake_end, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._lock = threading.Lock()
         self._names: list[str] = []
         self._told: list[tuple[int, str, bytes, str]] = []
         self._own: list[Mount] = []
@@ -46,9 +46,8 @@ class Follower:
         threading.Thread(target=self._run, name="mounts", daemon=True).start()
 
     def serve(self, channel: socket.socket | None) -> None:
-        """Hand everything to this decider from now on."""
-        with self._lock:
-            self._channel = channel
+        """Hand everything to this decider from now on; the socket becomes this object's. Never waits."""
+        self._next.append(channel)
         self.look_again(wants_network=False)
 
     def look_again(self, *, wants_network: bool) -> None:
@@ -68,11 +67,14 @@ class Follower:
                 ready = [descriptor for descriptor, _ in poll.poll(LOOK_SECONDS * 1000)]
                 if self._wake_end in ready:
                     os.read(self._wake_end, 64)
-                with self._lock:
+                while self._next:
                     if self._channel is not None:
-                        is_due, self._is_due = self._is_due or table.fileno() in ready, False
-                        with contextlib.suppress(OSError):
-                            self._look(self._channel, own_namespace, is_due=is_due)
+                        self._channel.close()
+                    self._channel = self._next.pop(0)
+                if self._channel is not None:
+                    is_due, self._is_due = self._is_due or table.fileno() in ready, False
+                    with contextlib.suppress(OSError):
+                        self._look(self._channel, own_namespace, is_due=is_due)
 
     def _look(self, channel: socket.socket, own_namespace: str, *, is_due: bool) -> None:
         names = _judge_names(self._judges_directory)

@@ -11,10 +11,11 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import IO, Any, Final, Self
 
 from keibi.agent.gate import hardening
 from keibi.agent.gate.remembering import SETTLED_SECONDS
@@ -48,9 +49,11 @@ class PrivateGate:
         self._is_proof = is_proof
         self._settled_seconds = settled_seconds
         self._process: subprocess.Popen[bytes] | None = None
-        self._buffer = b""
+        self._news = threading.Condition()
+        self._has_ended = False
+        self._listener: threading.Thread | None = None
         self.state: dict[str, Any] = {}
-        """The last state that the gate told; `refresh` brings it up to date."""
+        """The last state that the gate told."""
         self.happenings: list[dict[str, Any]] = []
         """What the gate told besides, oldest first: {"what": "closed", "reason": …}."""
 
@@ -69,6 +72,9 @@ class PrivateGate:
         for directory in self._excluded:
             argv += ["--exclude", directory]
         self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        if self._process.stdout is not None:
+            self._listener = threading.Thread(target=self._listen, args=(self._process.stdout,), name="private gate", daemon=True)
+            self._listener.start()
         try:
             self.wait_for(self._is_ready, READY_SECONDS, "the private gate did not come up")
         except BaseException:
@@ -89,6 +95,8 @@ class PrivateGate:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if self._listener is not None:
+            self._listener.join(5.0)
         if process.stdout is not None:
             process.stdout.close()
 
@@ -156,11 +164,7 @@ class PrivateGate:
         return path
 
     def refresh(self) -> dict[str, Any]:
-        """Return the state as the gate last told it."""
-        if self._process is not None and self._process.stdout is not None:
-            while select.select([self._process.stdout], [], [], 0)[0]:
-                if not self._read_lines():
-                    break
+        """Return the state as the gate last told it; it does so five times a second."""
         return self.state
 
     def wait_for(self, condition: Callable[[dict[str, Any]], bool], within_seconds: float, what: str) -> dict[str, Any]:
@@ -169,14 +173,11 @@ class PrivateGate:
         Raises:
             TimeoutError: it does not in time.
         """
-        until = time.monotonic() + within_seconds
-        while not condition(self.refresh()):
-            left = until - time.monotonic()
-            if left <= 0 or self._process is None or self._process.stdout is None:
-                raise TimeoutError(f"{what} within {within_seconds} s; it says {self.state}")
-            if select.select([self._process.stdout], [], [], left)[0] and not self._read_lines():
-                raise TimeoutError(f"{what}: its process ended; it said {self.happenings}")
-        return self.state
+        with self._news:
+            if not self._news.wait_for(lambda: condition(self.state) or self._has_ended, within_seconds) or self._has_ended:
+                ended = f"; its process ended after {self.happenings}" if self._has_ended else ""
+                raise TimeoutError(f"{what}: not within {within_seconds} s; it says {self.state}{ended}")
+            return self.state
 
     def _is_ready(self, state: dict[str, Any]) -> bool:
         if not state:
@@ -190,19 +191,18 @@ class PrivateGate:
             is_settled = is_marked or not state["wants_watching"]
         return bool(state["mounts"]) and listening <= known and is_settled
 
-    def _read_lines(self) -> bool:
-        if self._process is None or self._process.stdout is None:
-            return False
-        data = os.read(self._process.stdout.fileno(), 65536)
-        self._buffer += data
-        *lines, self._buffer = self._buffer.split(b"\n")
+    def _listen(self, lines: IO[bytes]) -> None:
         for line in lines:
             message = json.loads(line)
-            if message["what"] == "state":
-                self.state = message["of"]
-            else:
-                self.happenings.append({"what": message["what"], **message["of"]})
-        return bool(data)
+            with self._news:
+                if message["what"] == "state":
+                    self.state = message["of"]
+                else:
+                    self.happenings.append({"what": message["what"], **message["of"]})
+                self._news.notify_all()
+        with self._news:
+            self._has_ended = True
+            self._news.notify_all()
 
 
 def call_in_mounts_of(pid: int, function: Callable[[], Any], timeout_seconds: float) -> Any:

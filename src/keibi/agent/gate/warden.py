@@ -147,7 +147,7 @@ class Warden:
                 "reason": self._last_end,
             },
         )
-        self._follower.serve(ours)
+        self._follower.serve(ours.dup())
         return decider
 
     def _watch(self, decider: _Decider) -> str:
@@ -222,6 +222,9 @@ class Warden:
         os.kill(decider.pid, signal.SIGKILL)
         os.waitpid(decider.pid, 0)
         self._follower.serve(None)
+        # Also what the follower may be sending at this moment.
+        with contextlib.suppress(OSError):
+            decider.channel.shutdown(socket.SHUT_RDWR)
         decider.channel.close()
         self._drop_canary(decider)
 
