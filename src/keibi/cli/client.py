@@ -13,6 +13,7 @@ from typing import Any
 from keibi.errors import AccessError, InputError, KeibiError, TryLaterError
 
 PROFILE_PATHS = ("~/.config/keibi/cli.toml", "/var/lib/keibi/cli.toml")
+BLOCK_BYTES = 1024 * 1024
 """Where the command line looks for its manager; the second is written by `keibi up` and readable by root alone."""
 
 
@@ -94,6 +95,26 @@ class ApiClient:
                 raise _error_of(response.status, response.read(), f"GET {path}")
             while line := response.readline():
                 yield line.decode("utf-8", "replace").rstrip("\r\n")
+        finally:
+            connection.close()
+
+    def blocks(self, path: str) -> Iterator[bytes]:
+        """Yield the content of an answer in blocks as they come.
+
+        Raises:
+            As `call`; TryLaterError: it ended before its end.
+        """
+        connection = self._connect()
+        try:
+            response = self._request(connection, "GET", path, None, None)
+            if response.status >= 400:
+                raise _error_of(response.status, response.read(), f"GET {path}")
+            left = response.length
+            while block := response.read(BLOCK_BYTES):
+                left = None if left is None else left - len(block)
+                yield block
+            if left:
+                raise TryLaterError("answer_incomplete", f"the answer ended {left} bytes too early", where=path)
         finally:
             connection.close()
 

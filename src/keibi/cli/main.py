@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from keibi.cli import local, remote, software
+from keibi.cli import local, malware, remote, software
 from keibi.cli.up import BASE, PORT, Layout, down, status, up
 from keibi.errors import AccessError, InputError, KeibiError
 
@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_events(_group(commands, "events", "what happened"))
     _add_rules(_group(commands, "rules", "the rule catalogue"))
     _add_policies(_group(commands, "policies", "the policy tree"))
+    malware.add_commands(_group(commands, "malware", "quarantine, threats and scans"), _command, _group)
     software.add_commands(_group(commands, "software", "what may run: changes, decisions, maintenance"), _command)
     tokens = _group(commands, "tokens", "enrolment tokens")
     create = _command(tokens, "create", remote.create_token, "make a token that enrols computers")

@@ -362,6 +362,17 @@ LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "full": N_("Full scan"),
             "paths": N_("Chosen paths"),
         },
+        "ruin": {
+            "contradiction": N_("Its content does not fit its name any more"),
+            "turned": N_("Readable content became unreadable"),
+            "replaced": N_("Replaced by an unreadable file"),
+        },
+        "recovery": {
+            "recovered": N_("Restored"),
+            "no copy": N_("There is no copy"),
+            "readable": N_("Readable again already"),
+            "failed": N_("Failed"),
+        },
         "scan_count": {
             "files_count": N_("Files"),
             "scanned_count": N_("Scanned anew"),
