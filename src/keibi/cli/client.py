@@ -13,8 +13,8 @@ from typing import Any
 from keibi.errors import AccessError, InputError, KeibiError, TryLaterError
 
 PROFILE_PATHS = ("~/.config/keibi/cli.toml", "/var/lib/keibi/cli.toml")
-BLOCK_BYTES = 1024 * 1024
 """Where the command line looks for its manager; the second is written by `keibi up` and readable by root alone."""
+BLOCK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
