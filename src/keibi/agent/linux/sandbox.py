@@ -30,6 +30,7 @@ _LANDLOCK_RULE_PATH_BENEATH = 1
 _LANDLOCK_WRITES = (1 << 1) | sum(1 << bit for bit in range(4, 13))
 _LANDLOCK_READS = (1 << 0) | (1 << 2) | (1 << 3)
 _LANDLOCK_REFER, _LANDLOCK_TRUNCATE = 1 << 13, 1 << 14
+_LANDLOCK_TCP = (1 << 0) | (1 << 1)  # BIND_TCP, CONNECT_TCP
 _LANDLOCK_FILE_ONLY = (1 << 0) | (1 << 1) | (1 << 2) | _LANDLOCK_TRUNCATE
 
 _AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -154,6 +155,21 @@ def restrict_files(writable: Iterable[str] = (), *, readable: Iterable[str] | No
     finally:
         os.close(ruleset)
     return abi
+
+
+def restrict_tcp() -> None:
+    """Forbid listening at and connecting to TCP ports, by Landlock.
+
+    Raises:
+        OSError: this kernel's Landlock cannot (before 6.7).
+    """
+    forbid_new_privileges()
+    attributes = struct.pack("=QQ", 0, _LANDLOCK_TCP)
+    ruleset = _syscall(_LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0)
+    try:
+        _syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+    finally:
+        os.close(ruleset)
 
 
 def _allow_beneath(ruleset: int, path: str, access: int) -> None:
