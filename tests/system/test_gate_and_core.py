@@ -67,9 +67,9 @@ class RunningGate:
 
 
 @asynccontextmanager
-async def running_gate(judges: str, place: str) -> AsyncIterator[RunningGate]:
+async def running_gate(judges: str, place: str, *, wrapped_in: str = "") -> AsyncIterator[RunningGate]:
     script = (
-        f"mount -t tmpfs -o size=8m none {place} && exec {sys.executable} -m keibi.agent.gate"
+        f"mount -t tmpfs -o size=8m none {place} && exec {wrapped_in} {sys.executable} -m keibi.agent.gate"
         f" --judges {judges} --exclude {judges} --only-below {place}"
     )
     spec = WorkerSpec(
@@ -182,6 +182,29 @@ def test_a_core_that_reads_nothing_does_not_keep_the_warden_from_its_watch(judge
                 wait_until, lambda: any(state.pid != first and state.is_enforcing for state in judge.states), 10
             )
             gate.reading = asyncio.create_task(asyncio.sleep(0))
+
+    asyncio.run(work())
+
+
+def test_without_the_power_to_hold_files_it_says_so_once_and_holds_nothing(judges, place, judge):
+    async def work() -> None:
+        without_power = "setpriv --bounding-set=-sys_admin --"
+        async with running_gate(judges, place, wrapped_in=without_power) as gate:
+            hello = gate.said[0]
+            assert isinstance(hello, Hello)
+            held = next(item for item in hello.capabilities if item.name == "fanotify_permission_events")
+            assert not held.is_available
+            assert "not permitted" in held.reason
+            await gate.until(lambda: len(gate.events()) >= 1, "told")
+            tried: set[str] = set()
+
+            def has_tried_thrice() -> bool:
+                tried.update(content_of(f"/proc/{gate.link.pid}/task/{gate.link.pid}/children").split())
+                return len(tried) >= 3
+
+            await gate.until(has_tried_thrice, "three deciders were started")
+            assert [event.kind for event in gate.events()] == ["gate.closed"]
+            assert not judge.states
 
     asyncio.run(work())
 
