@@ -107,3 +107,22 @@ def test_forbidden_system_calls_fail_and_others_work():
         """
     )
     assert said.split() == ["refused", "refused", "True"]
+
+
+def test_a_process_that_may_speak_no_tcp_can_neither_listen_nor_connect():
+    program = (
+        "import socket\n"
+        "from keibi.agent.linux import sandbox\n"
+        "with socket.create_server(('127.0.0.1', 0)) as listener:\n"
+        "    sandbox.restrict_tcp()\n"
+        "    connect = lambda: socket.create_connection(listener.getsockname())\n"
+        "    for act in (connect, lambda: socket.create_server(('127.0.0.1', 0))):\n"
+        "        try:\n"
+        "            act()\n"
+        "        except PermissionError:\n"
+        "            print('refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    if "restrict_tcp" in done.stderr and "OSError" in done.stderr:
+        pytest.skip("this kernel's Landlock knows no TCP")
+    assert done.stdout == "refused\nrefused\n", done.stderr
