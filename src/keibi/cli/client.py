@@ -8,7 +8,7 @@ import tomllib
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from keibi.errors import AccessError, InputError, KeibiError, TryLaterError
 
@@ -67,6 +67,14 @@ class ApiClient:
     def post(self, path: str, body: Any = None, **query: Any) -> Any:
         """Return the decoded answer of POST /api/v1{path}."""
         return self.call("POST", path, body=body, query=query)
+
+    def upload(self, path: str, file: IO[bytes], **query: Any) -> Any:
+        """Return the decoded answer of POST /api/v1{path} with a file as its body.
+
+        Raises:
+            As `call`.
+        """
+        return self.call("POST", path, body=file, query=query)
 
     def call(self, method: str, path: str, *, body: Any = None, query: dict[str, Any] | None = None) -> Any:
         """Return the decoded JSON answer, or text where it is not JSON, or None where there is no body.
@@ -141,8 +149,12 @@ class ApiClient:
         pairs = [(name, value) for name, value in (query or {}).items() if value not in (None, "", [])]
         address = f"/api/v1{path}" + (f"?{urllib.parse.urlencode(pairs, doseq=True)}" if pairs else "")
         headers = {"Authorization": f"Bearer {self._profile.api_key}"} if self._profile.api_key else {}
-        payload = None
-        if body is not None:
+        payload: Any = None
+        if hasattr(body, "read"):
+            payload = body
+            headers["Content-Type"] = "application/octet-stream"
+            headers["Content-Length"] = str(os.fstat(body.fileno()).st_size)
+        elif body is not None:
             payload = json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
         try:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from keibi.cli import local, malware, remote, software
+from keibi.cli import local, malware, patterns, remote, software
 from keibi.cli.up import BASE, PORT, Layout, down, status, up
 from keibi.errors import AccessError, InputError, KeibiError
 
@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_events(_group(commands, "events", "what happened"))
     _add_rules(_group(commands, "rules", "the rule catalogue"))
     _add_policies(_group(commands, "policies", "the policy tree"))
+    _add_patterns(_group(commands, "patterns", "imported sets of YARA rules, hashes and ClamAV databases"))
     malware.add_commands(_group(commands, "malware", "quarantine, threats and scans"), _command, _group)
     software.add_commands(_group(commands, "software", "what may run: changes, decisions, maintenance"), _command)
     tokens = _group(commands, "tokens", "enrolment tokens")
@@ -195,6 +196,28 @@ def _add_policies(group: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     load = _command(group, "import", remote.import_policy, "apply a policy file")
     load.add_argument("file")
     load.add_argument("--dry-run", action="store_true", help="only show what it would change")
+
+
+def _add_patterns(group: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    load = _command(group, "import", patterns.import_patterns, "import a file or folder as a set, or as its next version")
+    load.add_argument("path", help=".yar, SHA-256 list, ClamAV database, zip or tar of such files, or a folder")
+    load.add_argument("--name", help="of the set (default: from the file's name)")
+    load.add_argument("--kind", choices=("auto", "yara", "hashes", "clamav"), help="what it is (default: as its files say)")
+    load.add_argument("--licence", help="under which terms the patterns may be used")
+    load.add_argument("--description")
+    load.add_argument("--for-all", action="store_true", help="share it with all customers (provider)")
+    load.add_argument("--dry-run", action="store_true", help="only show what would be taken and refused")
+    load.add_argument("--strict", action="store_true", help="end with 1 when anything was refused")
+    _command(group, "list", patterns.list_patterns, "list sets")
+    _command(group, "show", patterns.show_patterns, "show a set, its versions and what was refused").add_argument("name")
+    back = _command(group, "rollback", patterns.roll_back, "make another version of a set current")
+    back.add_argument("name")
+    back.add_argument("version", type=int)
+    use = _command(group, "assign", patterns.assign, "use a set in a policy")
+    use.add_argument("name")
+    use.add_argument("policy", help="path ('Base > Linux'), name or id")
+    use.add_argument("--remove", action="store_true", help="use it there no longer")
+    _command(group, "delete", patterns.delete, "delete a set that no policy uses").add_argument("name")
 
 
 def _paged(parser: argparse.ArgumentParser) -> None:

@@ -15,9 +15,9 @@ Action = Callable[[argparse.Namespace], int]
 _FINAL = {"done", "failed", "refused", "expired"}
 
 
-def client() -> ApiClient:
+def client(timeout_seconds: float = 30.0) -> ApiClient:
     """Return the API of the manager that the environment or the profile names."""
-    return ApiClient(Profile.load())
+    return ApiClient(Profile.load(), timeout_seconds=timeout_seconds)
 
 
 # --- computers
