@@ -55,6 +55,8 @@ STEP_SECONDS = 0.2
 REPORT_SECONDS = 10.0
 PACKAGES_SECONDS = 10.0
 REPEAT_SECONDS = 10.0
+CHECK_SECONDS = 24 * 3600.0
+"""What is moved into place raises no event of a writer: so everything is looked through once a day."""
 LOCAL_PREFIX = "local-"
 """Of the id of a command that a person gave on the computer itself."""
 
@@ -297,6 +299,8 @@ class Director:
             self._report()
         if self._has_lost and self._is_inventory_there and self._builder.is_idle():
             self._has_lost = False
+            self._builder.ask(Job("check"))
+        if self._last_check_at and time.time() - self._last_check_at > CHECK_SECONDS and self._builder.is_idle():
             self._builder.ask(Job("check"))
         if self._repeat is not None and time.monotonic() >= self._repeat[0]:
             job, self._repeat = self._repeat[1], None

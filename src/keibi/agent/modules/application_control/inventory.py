@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS software (
     signer TEXT NOT NULL, first_seen_at REAL NOT NULL, user TEXT NOT NULL, process TEXT NOT NULL, previous BLOB NOT NULL,
     PRIMARY KEY (path, is_proof)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS software_by_inode ON software (inode, device);
-CREATE INDEX IF NOT EXISTS software_by_content ON software (sha256, is_trusted);
+CREATE INDEX IF NOT EXISTS software_by_content ON software (sha256, is_trusted, is_proof);
 """
 
 _PUT = "INSERT OR REPLACE INTO software VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -68,6 +68,7 @@ class Inventory:
         # A proof that did not end in order left nothing worth keeping.
         connection.execute("DELETE FROM software WHERE is_proof=1")
         self.outbox = Outbox(connection)
+        self._counted: tuple[int, int, int] | None = None  # after how many changes, and what
 
     @classmethod
     def open(cls, path: str) -> tuple["Inventory", str]:
@@ -179,9 +180,11 @@ class Inventory:
     def count(self) -> tuple[int, int]:
         """Return how many files there are, and how many of them are not trusted."""
         with self.lock:
-            row = self.connection.execute("SELECT count(*), coalesce(sum(1 - is_trusted), 0) FROM software WHERE is_proof=0")
-            total, unrecognised = row.fetchone()
-        return int(total), int(unrecognised)
+            if self._counted is None or self._counted[0] != self.connection.total_changes:
+                row = self.connection.execute("SELECT count(*), coalesce(sum(1 - is_trusted), 0) FROM software WHERE is_proof=0")
+                total, unrecognised = row.fetchone()
+                self._counted = (self.connection.total_changes, int(total), int(unrecognised))
+            return self._counted[1:]
 
     def page(self, text: str, after: bytes, limit: int) -> list[Software]:
         """Return files after a path, in order, whose path, package or content holds `text`."""
