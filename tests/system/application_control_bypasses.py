@@ -444,6 +444,17 @@ def _ring(ground: Ground) -> bool:
     return ground.runs(ground.ring, ground.place(ground.material.bad_library, ".so"))
 
 
+def _mounted_over_a_reader(ground: Ground) -> bool:
+    library = ground.place(ground.material.bad_library, ".so")
+    script = f"mount --bind /usr/bin/python3 /usr/bin/tar && /usr/bin/tar -c 'import ctypes; ctypes.CDLL(\"{library}\")'"
+    return ground.runs("unshare", "-Urm", "sh", "-c", script, environment=HOME)
+
+
+def _unnamed_interpreter(ground: Ground) -> bool:
+    code = b'BEGIN { print "' + MARK + b'" }\n'
+    return ground.runs("/usr/bin/awk", "-f", ground.place(code, ".awk", mode=0o644))
+
+
 def _known_module(ground: Ground) -> bool:
     output = ground.gate.run([_interpreter(ground), "-m", "this"], environment=HOME).stdout
     return b"Zen of Python" in output
@@ -606,4 +617,12 @@ BYPASSES: tuple[Bypass, ...] = (
     Bypass("46", "a copy of an interpreter under another name, with a script", BLOCKED, _renamed_interpreter),
     Bypass("47", "a copy of an interpreter under another name, with -c", BLOCKED, _renamed_interpreter_inline, INLINE_NOTE),
     Bypass("48", "an unknown library opened through io_uring", BLOCKED, _ring),
+    Bypass("49", "an interpreter mounted over a program that may open anything", BLOCKED, _mounted_over_a_reader),
+    Bypass(
+        "50",
+        "code of an interpreter that the policy does not name (awk -f)",
+        NOT_COVERED,
+        _unnamed_interpreter,
+        "name it among the interpreters, and its suffix among the names of scripts",
+    ),
 )

@@ -40,6 +40,15 @@ def executable_of(pid: int) -> tuple[bytes, tuple[int, int] | None]:
         return b"", None
 
 
+def identity_of(path: bytes) -> tuple[int, int] | None:
+    """Return device and inode of what lies at a path of this computer; None when there is nothing."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def is_loader_directed(pid: int) -> bool:
     """Whether the process's environment tells the dynamic loader to load something; True when that cannot be read."""
     environment = _read(f"/proc/{pid}/environ")

@@ -185,13 +185,15 @@ class Judge:
         flags = asking.open_flags_of(question.pid)
         if flags is not None and (flags & os.O_ACCMODE == os.O_WRONLY or flags & os.O_TRUNC):
             return True  # what is only written cannot be run, and what is cut to nothing holds nothing
-        program, _ = asking.executable_of(question.pid)
+        program, identity = asking.executable_of(question.pid)
         if kind is FileKind.SCRIPT:
             return not policy.settings.control_scripts or not in_force.interpreters.is_run_by(question.pid, program)
         if not policy.settings.control_libraries:
             return True
-        # Whoever is told to load libraries runs what it opens, whatever its own name is.
-        if policy.readers.match(program) and not asking.is_loader_directed(question.pid):
+        # Whoever is told to load libraries runs what it opens, whatever its own name is. And a name can be given to any program
+        # by a mount in a namespace of its own: it must be the file that lies there for everybody.
+        is_reader = policy.readers.match(program) and asking.identity_of(program) == identity
+        if is_reader and not asking.is_loader_directed(question.pid):
             return True
         return in_force.updaters.of(question.pid, question.path) is not None
 
