@@ -99,6 +99,9 @@ class ManagerState:
         self.wake = threading.Event()
         self.sign_in_count = 0
         self.arrived_at: dict[str, float] = {}
+        self.content: dict[str, bytes] = {}  # by the name in the address
+        self.content_ranges: list[str] = []
+        self.content_parts_left: int | None = None  # after so many parts the connection breaks; None: never
 
     def send(self, command: Command) -> None:
         with self.lock:
@@ -197,6 +200,9 @@ class _Handler(BaseHTTPRequestHandler):
             status, headers, content = self.state.faults[path]
             self._answer(status, content, headers)
             return
+        if path.startswith("/agent/v1/content/"):
+            self._send_content(path.rpartition("/")[2])
+            return
         try:
             answer = getattr(self, "_" + path.rpartition("/")[2])(body)
         except _RefusedError as error:
@@ -206,6 +212,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self._answer(200, answer if isinstance(answer, bytes) else encode(answer), {"Content-Type": CONTENT_TYPE})
+
+    def _send_content(self, name: str) -> None:
+        asked = self.headers.get("Range", "")
+        self.state.content_ranges.append(asked)
+        if self.state.content_parts_left == 0:
+            self.close_connection = True
+            return
+        if self.state.content_parts_left is not None:
+            self.state.content_parts_left -= 1
+        if name not in self.state.content:
+            error = _RefusedError(404, "content_not_found", "no policy of this computer names this content")
+            self._answer(404, error.body, {"Content-Type": "application/json"})
+            return
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        self._answer(206, self.state.content[name][int(first) : int(last) + 1], {"Content-Type": "application/octet-stream"})
 
     def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
