@@ -21,6 +21,7 @@ A policy is known by its path. What a file says of a policy is all that the poli
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -322,8 +323,13 @@ def _changed_ids(before: Forest, after: Forest) -> frozenset[str]:
     return frozenset(below for key in changed for below in after.subtree(key))
 
 
+_MODULES_BY_PREFIX = MappingProxyType(
+    {"im": ModuleId.INTEGRITY_MONITORING, "am": ModuleId.ANTI_MALWARE, "ac": ModuleId.APPLICATION_CONTROL}
+)
+
+
 def _module_of_rule(rule_id: str) -> ModuleId:
     prefix = rule_id.partition("-")[0]
-    if prefix == "im":
-        return ModuleId.INTEGRITY_MONITORING
+    if prefix in _MODULES_BY_PREFIX:
+        return _MODULES_BY_PREFIX[prefix]
     raise InputError("module_not_built", f"no module has rules that begin with {prefix!r}-", where=f"rules.{rule_id}")
