@@ -247,13 +247,11 @@ def test_what_a_named_deployment_program_writes_is_trusted_with_all_that_it_star
         gate.run(["/usr/bin/env", "cp", source, f"{mount}/by-env"])
         gate.run(["/bin/chmod", "755", f"{mount}/by-env"])
         assert not can_run(gate, f"{mount}/by-env")
-        # ... while timeout stays, and is the parent of who writes.
-        worker.configure(settings=ApplicationControlSettings(inventory_cpu_percent=400, trusted_updaters=("/usr/bin/timeout",)))
-        gate.run(["/usr/bin/timeout", "10", *COPY, source, f"{mount}/by-timeout"])
-        gate.run(["/bin/chmod", "755", f"{mount}/by-timeout"])
-        assert can_run(gate, f"{mount}/by-timeout")
-        # A program that only has the name of one is none: it is known, may run, and what it brings is not trusted.
-        gate.run(["/bin/cp", "/usr/bin/timeout", f"{mount}/timeout"])
+        # ... while flock stays, and is the parent of who writes.
+        worker.configure(settings=ApplicationControlSettings(inventory_cpu_percent=400, trusted_updaters=("/usr/bin/flock",)))
+        gate.run(["/usr/bin/flock", "/dev/null", *COPY, source, f"{mount}/by-flock"])
+        gate.run(["/bin/chmod", "755", f"{mount}/by-flock"])
+        assert can_run(gate, f"{mount}/by-flock")
 
 
 def test_pip_of_a_named_environment_brings_what_is_trusted_inside_it_only(worker, mount):
