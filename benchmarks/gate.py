@@ -61,7 +61,7 @@ class Place:
 @contextlib.contextmanager
 def plain_place(name: str, directory: str) -> Iterator[Place]:
     """Give a tmpfs in a mount namespace of its own that nobody guards yet."""
-    script = f"mount -t tmpfs -o size=1g,nr_inodes=600k none {directory} && echo ready && read end"
+    script = f"mount -t tmpfs -o size=1g,nr_inodes=600k,mode=0755 none {directory} && echo ready && read end"
     holder = subprocess.Popen(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -76,7 +76,7 @@ def plain_place(name: str, directory: str) -> Iterator[Place]:
 
 def mount_beside(pid: int, directory: str) -> Place:
     """Give another tmpfs in the same mount namespace, which nobody guards: so that both are measured by one process."""
-    options = "size=1g,nr_inodes=600k"
+    options = "size=1g,nr_inodes=600k,mode=0755"
     command = ["nsenter", f"--mount=/proc/{pid}/ns/mnt", "--", "mount", "-t", "tmpfs", "-o", options, "none", directory]
     subprocess.run(command, check=True)
     return Place("no agent", pid, directory)
@@ -190,7 +190,7 @@ def measure_gate(scratch: str, rounds: int, table: Table, file_count: int) -> No
     os.mkdir(guarded)
     os.mkdir(plain)
     try:
-        with PrivateGate(guarded, judges, options="size=1g,nr_inodes=600k") as gate:
+        with PrivateGate(guarded, judges, options="size=1g,nr_inodes=600k,mode=0755") as gate:
             places = [mount_beside(gate.pid, plain), Place("keibi", gate.pid, guarded)]
             program = tiny_program(scratch)
             for place in places:
