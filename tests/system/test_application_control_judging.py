@@ -147,6 +147,18 @@ def test_a_file_that_is_written_by_somebody_is_told_of_with_who_it_was(worker, g
     worker.wait(lambda: worker.run(CommandKind.LIST_SOFTWARE, text="brought").result["items"] == [])
 
 
+def test_a_change_that_nobody_was_seen_making_is_found_when_it_runs(worker, gate, folder):
+    path = unknown(folder, "moved-over", 11)
+    worker.configure(state=ModuleState.DETECT)
+    worker.run(CommandKind.BUILD_INVENTORY)
+    os.rename(unknown(folder, "elsewhere", 12), path)
+    gate.ask(EXEC, path, is_held=False)
+    assert worker.next_event("software.would_block", path).details["reason_code"] == "changed"
+    changed = worker.next_event("software.changed", path)
+    assert changed.details["previous_sha256"] == hashlib.sha256(TRUE + b"unknown 11").hexdigest()
+    assert "brought_by" not in changed.details
+
+
 def test_a_change_of_the_agents_own_programs_is_grave(worker, gate):
     worker.configure(state=ModuleState.DETECT)
     path = os.path.realpath(keibi.__file__)

@@ -385,7 +385,10 @@ class Judge:
 
     def _note(self, question: Question, looked: Looked, verdict: Verdict) -> None:
         """Take software into the inventory that nobody was seen writing: from a mount, or moved here."""
-        if not looked.sha256 or (looked.known is not None and looked.known.path == question.path):
+        if not looked.sha256:
+            return
+        known = looked.known
+        if known is not None and known.path == question.path and known.sha256 == looked.sha256:
             return
         before = self._inventory.at(question.path, is_proof=question.is_proof)
         if before is not None and before.sha256 == looked.sha256:
