@@ -137,7 +137,9 @@ def test_edits_are_checked_kept_and_in_the_audit_trail(world, acme, anna):
 
 def test_problems_say_why_gravest_first(world, acme, anna):
     module = msgspec.structs.replace(status().modules[0], message="broken")
-    said = status(is_safe_mode=True, safe_mode_reason="three crashes", policy_error="bad rule", modules=[module])
+    said = status(
+        is_safe_mode=True, safe_mode_reason="three crashes", policy_error="bad rule", modules=[module, *status().modules[1:]]
+    )
     computer = add(world, acme, "web1", seen_ago=1000, said=said)
     codes = [problem.code for problem in world.computers.get(anna, computer).problems]
     assert codes == ["agent_offline", "safe_mode", "policy_refused"]

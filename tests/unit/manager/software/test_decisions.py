@@ -140,7 +140,7 @@ def test_who_changes_their_mind_moves_the_entry_and_undoing_brings_it_back(world
 @pytest.mark.parametrize("action", [ALLOW, BLOCK])
 def test_an_entry_decides_about_what_it_speaks_of_and_nothing_else(sqlite_world, entry, decided, action):
     world = sqlite_world
-    computer = world.world.computer("web-1")
+    computer = world.world.computer("web-1", policy="Base")  # which uses none of the shipped rulesets
     package = {"name": "tool", "version": "1.2", "origin": "Debian", "signer": "AAAA0123456789ABCDEF"}
     world.tell(
         computer,
