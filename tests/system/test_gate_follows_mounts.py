@@ -122,6 +122,18 @@ def test_a_mount_in_another_mount_namespace_is_guarded(gate, place):
         container.communicate()
 
 
+def test_as_many_mounts_with_names_as_long_as_a_container_likes_break_nothing(gate, place):
+    script = (
+        "deep=$(printf 'x%.0s' $(seq 200)); d=.; for i in 1 2 3 4 5; do d=$d/$deep; done; mkdir -p $d; "
+        "for i in $(seq 70); do mkdir $d/$i; mount -t tmpfs -o size=4k none $d/$i; done; mkdir last; mount -t tmpfs none last; "
+        "for i in $(seq 70); do mkdir last/$deep$i; mount --bind last last/$deep$i; done; printf 'this is bad' >last/x"
+    )
+    assert in_namespace(gate, script).returncode == 0
+    gate.wait_for(lambda state: dict(state["metrics"])["mounts_count"] == 72, 10, "all are known")
+    wait_until(lambda: is_refused(gate, f"{place}/last/x"), 10, "the last one is guarded")
+    assert not gate.happenings
+
+
 def test_places_restrict_and_kernel_file_systems_are_never_marked(gate, judge, place):
     in_namespace(gate, "mkdir a b p && mount -t tmpfs none a && mount -t tmpfs none b && mount -t proc proc p")
     wait_until(lambda: kinds(gate).get(f"{place}/b") == "permission", 5, "marked")

@@ -4,11 +4,12 @@ import contextlib
 import os
 from typing import Final
 
-from keibi.agent.gate import fanotify
+from keibi.agent.gate import fanotify, judging
 from keibi.agent.gate.judging import EXEC, OPEN
 from keibi.agent.gate.verdicts import bit_of
 from keibi.agent.gate.wishes import Place, Wish, notification_mask, permission_mask
 
+MOST_POINTS_BYTES: Final = 32 * 1024
 _MEMORY_TYPES: Final = frozenset({"tmpfs", "ramfs"})
 
 
@@ -88,10 +89,18 @@ class Coverage:
         """Return whether a file system is one that does not note the time of stores through a mapping."""
         return device in self._memory
 
+    @property
+    def count(self) -> int:
+        """How many file systems there are."""
+        return len(self._places)
+
     def mounts(self) -> tuple[tuple[str, str, str, str], ...]:
-        """Return mount point, type, what is watched there, and the kernel's reason where it refused."""
+        """Return mount point, type, what is watched there, and why the kernel refused; as many as a message holds."""
         mounts = []
+        told = set(judging.fitting((place.points[0] for place in self._places.values()), MOST_POINTS_BYTES))
         for place in self._places.values():
+            if place.points[0] not in told:
+                continue
             permission, notification = self._masks.get(place.device, (0, 0))
             kind = "permission" if permission else "notification" if notification else "none"
             mounts.append((place.points[0], place.type, kind, self._refused.get(place.device, "")))

@@ -289,6 +289,7 @@ class Decider:
         metrics = {name: self._counts[name] for name in _METRICS}
         metrics["held_count"] = self._answering.held_count
         metrics["cached_count"] = self._answering.cached_count
+        metrics["mounts_count"] = self._coverage.count
         metrics["restarts_count"] = self._restarts
         metrics["memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return GateState(
@@ -296,7 +297,7 @@ class Decider:
             pid=os.getpid(),
             is_enforcing=self._may_hold and any(mount[2] == "permission" for mount in mounts),
             reason=self._reason,
-            mounts=mounts[:256],
+            mounts=mounts,
             metrics=tuple((name, float(value)) for name, value in metrics.items()),
         )
 

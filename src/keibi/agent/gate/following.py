@@ -20,6 +20,8 @@ from keibi.agent.gate.wishes import is_network_type
 
 LOOK_SECONDS: Final = 0.2
 FOREIGN_SECONDS: Final = 1.0
+MOST_POINTS_BYTES: Final = 16 * 1024
+"""Of one file system's mount points in one message. A container may make as many, with names as long, as it likes."""
 _SHARE: Final = 50
 """Looking at other mount namespaces takes at most one in so many parts of a processor, however many there are."""
 
@@ -73,8 +75,11 @@ class Follower:
                     self._channel = self._next.pop(0)
                 if self._channel is not None:
                     is_due, self._is_due = self._is_due or table.fileno() in ready, False
-                    with contextlib.suppress(OSError):
+                    try:
                         self._look(self._channel, own_namespace, is_due=is_due)
+                    except OSError:
+                        # The decider is busy or gone: whoever is there at the next turn gets everything.
+                        self._is_due = True
 
     def _look(self, channel: socket.socket, own_namespace: str, *, is_due: bool) -> None:
         names = _judge_names(self._judges_directory)
@@ -107,7 +112,7 @@ class Follower:
             descriptor = mount_table.reach(group)
             if descriptor is None:
                 continue
-            points = list(dict.fromkeys(judging.path_text(mount.point) for mount in group))[: mount_table.MAX_POINTS]
+            points = judging.fitting([judging.path_text(mount.point) for mount in group], MOST_POINTS_BYTES)
             message: dict[str, Any] = {"type": "mount", "device": device, "fstype": group[0].type, "points": points}
             try:
                 judging.send(channel, message, descriptor)

@@ -9,6 +9,7 @@ import array
 import json
 import os
 import socket
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -155,6 +156,17 @@ def path_text(path: bytes) -> str:
 def path_bytes(text: str) -> bytes:
     """Return the bytes of a path that `path_text` wrote."""
     return text.encode("utf-8", "surrogateescape")
+
+
+def fitting(paths: Iterable[str], most_bytes: int) -> list[str]:
+    """Return the different ones among these paths, in order, as far as they fit into so many bytes of JSON; the first always."""
+    fitting: list[str] = []
+    for path in dict.fromkeys(paths):
+        most_bytes -= len(json.dumps(path)) + 1
+        if fitting and most_bytes < 0:
+            break
+        fitting.append(path)
+    return fitting
 
 
 def key_list(key: FileKey) -> list[int]:

@@ -9,8 +9,6 @@ from typing import Final
 
 from keibi.agent.gate.wishes import PSEUDO_TYPES
 
-MAX_POINTS: Final = 64
-"""Mount points told of one file system."""
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
 _MAX_TABLE_BYTES: Final = 8 * 1024 * 1024
 
