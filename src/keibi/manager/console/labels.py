@@ -302,7 +302,7 @@ LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
         "software_kind": {
             "software.appeared": N_("appeared"),
-            "software.changed": N_("changed"),
+            "software.changed": N_("was changed"),
             "software.blocked": N_("was blocked"),
             "software.would_block": N_("would be blocked"),
             "software.inline_code": N_("ran inline code"),
@@ -327,7 +327,7 @@ LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "odd_name": N_("from a file that looks like no script"),
         },
         "entry_kind": {
-            "hash": N_("Content"),
+            "hash": N_("Content (hash)"),
             "package": N_("Package"),
             "signer": N_("Signing key"),
             "path": N_("Path"),
