@@ -57,6 +57,20 @@ def test_every_attribute_and_kind_that_an_agent_sends_has_a_word():
     assert set(RENAMED) <= set(KINDS)
 
 
+def test_every_word_of_application_control_has_one_of_ours():
+    from keibi.manager.console.sentences import WHAT
+    from keibi.protection.application_control import events, rules
+
+    assert set(events.KINDS) <= set(WHAT)
+    for group, words in (
+        ("reason_code", events.ReasonCode),
+        ("file_type", events.FileKind),
+        ("inline", rules.InlineKind),
+        ("rule_action", rules.RuleAction),
+    ):
+        assert {str(word) for word in words} <= set(labels.LABELS[group]), group
+
+
 def test_an_unknown_value_is_shown_as_it_is():
     assert labels.label(load_catalogue("ja"), "severity", "apocalyptic") == "apocalyptic"
 
