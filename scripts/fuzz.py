@@ -15,12 +15,19 @@ import tarfile
 import tempfile
 import zipfile
 
+from keibi.manager.patterns.importers import cvd
 from keibi.protection.anti_malware.hash_list import build_hash_list
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CORPUS = ROOT.parent / "shared/corpus/f-malware"
-PROGRAM = ROOT / "tests/fuzz/fuzz_malware_parsers.py"
-TARGETS = ("archives", "file_types", "hash_list")
+TARGETS = {
+    "archives": "fuzz_malware_parsers.py",
+    "file_types": "fuzz_malware_parsers.py",
+    "hash_list": "fuzz_malware_parsers.py",
+    "uploads": "fuzz_importers.py",
+    "yara_cut": "fuzz_importers.py",
+}
+"""Each target and the program in tests/fuzz that it is in."""
 MAX_SEED_BYTES = 16 * 1024
 
 
@@ -40,6 +47,12 @@ def seeds() -> dict[str, bytes]:
     for name, pack in (("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)):
         found[name] = pack(zipped.getvalue())
         found[f"tar.{name}"] = pack(tarred.getvalue())
+    databases = {"a.ndb": b"A:0:*:aa\n", "a.hsb": b"ab" * 32 + b":1:B\n", "a.yar": b"rule a { condition: true }"}
+    found["a.cvd"] = cvd.write_container(databases, 3)
+    found["a.yar"] = (
+        b'import "pe"\n// c\nrule a { strings: $a = { 4D ?? } $b = /a\\/b/i condition: any of them }\nrule b { condition: a }'
+    )
+    found["a.hsb"] = b"ab" * 32 + b":5:Name\n"
     return {**found, **_seven_zip(content), **_from_corpus()}
 
 
@@ -76,10 +89,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         for name, data in seeds().items():
             pathlib.Path(directory, name).write_bytes(data)
-        for target in TARGETS:
+        for target, program in TARGETS.items():
             grown = tempfile.mkdtemp(dir=directory)
             options = [f"-max_total_time={seconds}", "-timeout=15", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"]
-            command = [sys.executable, str(PROGRAM), target, grown, directory, *options]
+            command = [sys.executable, str(ROOT / "tests/fuzz" / program), target, grown, directory, *options]
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             runs = [line.split()[-1] for line in done.stderr.splitlines() if "number_of_executed_units" in line]
             print(f"{target:<12} {'found something' if done.returncode else 'held'}: {runs[0] if runs else '?'} runs", flush=True)

@@ -103,6 +103,32 @@ def test_public_rule_sets_come_in_whole_from_a_folder():
     assert report.accepted["rules"] + report.refused_count > 1900
 
 
+def test_a_rule_of_an_earlier_file_serves_those_that_build_upon_its_name():
+    first = b"private rule is_small { condition: filesize < 9 }\nrule a { condition: is_small }"
+    second = b"private rule is_small { condition: filesize < 10 }\nrule b { condition: is_small }"
+    imported = take(zipped({"1.yar": first, "2.yar": second}), "set.zip")
+    assert imported.report.accepted == {"rules": 3}
+    assert [one.code for one in imported.report.refused] == ["yara_duplicate"]
+
+
+def test_stray_text_before_a_rule_is_named_and_the_rules_stay():
+    imported = take(b'import "pe"\n\x01\x00\nrule a { condition: true }\nprivate rule b { condition: a }\nnonsense\n', "set.yar")
+    assert imported.report.accepted == {"rules": 2}
+    assert [(one.where, one.code) for one in imported.report.refused] == [
+        ("set.yar:3", "yara_unfinished"),
+        ("set.yar:5", "yara_unfinished"),
+    ]
+
+
+def test_a_rule_that_builds_upon_a_bad_one_goes_with_it():
+    source = (
+        b"rule bad { condition: $x } rule on_bad { condition: bad } rule on_that { condition: on_bad } rule good { condition: 1 }"
+    )
+    imported = take(source, "set.yar")
+    assert imported.report.accepted == {"rules": 1}
+    assert sorted(one.what for one in imported.report.refused) == ["bad", "on_bad", "on_that"]
+
+
 def test_compiled_rules_are_told_apart_from_sources():
     compiled = yara_x.compile("rule a { condition: true }").serialize_into
     buffer = io.BytesIO()
@@ -116,10 +142,9 @@ def test_compiled_rules_are_told_apart_from_sources():
 @given(st.text(alphabet='rule{}"/\\*= \nax:$', max_size=80))
 @settings(max_examples=300, deadline=None)
 def test_cutting_never_loses_text_and_never_hangs(text):
-    parts = cut(text)
-    assert len(parts.header) + sum(len(unit.text) for unit in parts.units) + len(parts.rest) <= len(text)
-    for unit in parts.units:
-        assert unit.text in text
+    for unit in cut(text).units:
+        assert unit.name in text
+        assert unit.text.rpartition("\n")[2] in text
 
 
 # Hashes

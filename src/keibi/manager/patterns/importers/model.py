@@ -85,7 +85,7 @@ class Tally:
         """Note something that is not taken."""
         self.refused_count += 1
         if len(self.refused) < MAX_REFUSED_NAMED:
-            self.refused.append(Refused(_shown(where), _shown(what, 120), _shown(reason), code))
+            self.refused.append(Refused(one_line(where), one_line(what, 120), one_line(reason), code))
 
     def report(self, kind: ImportKind) -> Report:
         """Return the report."""
@@ -94,7 +94,7 @@ class Tally:
         return Report(kind, self.files_count, accepted, self.refused_count, self.refused, licences, self.notes)
 
 
-def _shown(text: str, most: int = MAX_REASON_CHARACTERS) -> str:
+def one_line(text: str, most: int = MAX_REASON_CHARACTERS) -> str:
     """Return a text of unknown origin as one printable line of bounded length."""
     line = "".join(character if character.isprintable() else " " for character in text[: most * 2]).strip()
     return line if len(line) <= most else line[: most - 1] + "…"

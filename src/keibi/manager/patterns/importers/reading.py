@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -18,7 +19,11 @@ MAX_MEMBER_BYTES = 768 * 1024 * 1024
 MAX_TOTAL_BYTES = 2 * 1024**3
 """Unpacked: the whole of ClamAV's databases has less than half of it."""
 _TAR_MAGIC_AT = 257
-_BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError, ValueError)
+_BROKEN = (
+    OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError, ValueError,
+    IndexError, KeyError, RuntimeError, struct.error,
+)  # fmt: skip
+"""What the standard library raises for broken archives; the second line is where it says nothing better."""
 
 
 @dataclass(frozen=True)

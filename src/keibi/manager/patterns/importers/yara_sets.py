@@ -4,12 +4,13 @@ All good rules become one source, since agents compile a content as a whole. So 
 the first rule of a file (authors, licence) travels with its rules, as does their metadata.
 """
 
+import re
 from collections.abc import Iterable
 
 import yara_x
 
 from keibi.errors import InputError
-from keibi.manager.patterns.importers.model import Content, ContentKind, Tally
+from keibi.manager.patterns.importers.model import Content, ContentKind, Tally, one_line
 from keibi.manager.patterns.importers.reading import Member
 from keibi.manager.patterns.importers.yara_text import Unit, cut
 from keibi.protection.anti_malware.yara_rules import EXTERNALS, FORBIDDEN_MODULES
@@ -19,6 +20,7 @@ MAX_SOURCE_BYTES = 64 * 1024 * 1024
 MAX_RULE_CHARACTERS = 1024 * 1024
 COMPILED = (b"YARA-X\0\0", b"YARA")
 """How compiled rules begin: those of yara-x and of the older YARA. Both belong to one version of one engine."""
+_WORD = re.compile(r"[A-Za-z_]\w*")
 _LICENCE_KEYS = frozenset({"license", "licence", "license_name", "licence_name"})
 
 
@@ -31,6 +33,7 @@ class YaraSets:
         self._size = 0
         self._came_from: dict[str, str] = {}
         self._imports: set[str] = set()
+        self._accepted: dict[str, Unit] = {}
 
     def take(self, member: Member) -> None:
         """Take the good rules of a file.
@@ -52,12 +55,14 @@ class YaraSets:
             return
         self._tally.files_count += 1
         parts = cut(text)
+        strays = [(unit.line, unit.stray) for unit in parts.units if unit.stray]
         if parts.rest:
-            line = text.count("\n", 0, text.rfind(parts.rest)) + 1
+            strays.append((text.count("\n", 0, text.rfind(parts.rest)) + 1, parts.rest))
+        for line, stray in strays:
             reason = "this is no rule, or one whose end is missing"
-            self._tally.refuse(f"{member.name}:{line}", parts.rest[:100], reason, "yara_unfinished")
+            self._tally.refuse(f"{member.name}:{line}", stray[:100], reason, "yara_unfinished")
         kept = [unit for unit in parts.units if self._is_wanted(member.name, unit)]
-        good = self._good(member.name, kept)
+        good = self._good(member.name, self._borrowed(parts.units, kept), kept)
         if good:
             self._keep(member.name, parts.header, good)
 
@@ -75,7 +80,7 @@ class YaraSets:
         try:
             compiler.add_source(source)
         except (yara_x.CompileError, ValueError) as error:
-            raise InputError("yara_invalid", f"the good rules do not compile together: {str(error)[:300]}") from error
+            raise InputError("yara_invalid", f"the good rules do not compile together: {one_line(str(error))}") from error
         for rule in compiler.build():
             named = [str(value).strip()[:100] for key, value in rule.metadata if key.lower() in _LICENCE_KEYS]
             self._tally.licences[named[0] if named else ""] += 1
@@ -102,21 +107,34 @@ class YaraSets:
         self._came_from[unit.name] = where
         return True
 
-    def _good(self, file: str, units: list[Unit]) -> list[Unit]:
-        """Return the rules that compile: all at once where all do, else one after another."""
-        if self._compiles(units):
-            return units
-        compiler = _compiler()
-        good = []
-        for unit in units:
-            try:
-                compiler.add_source(_imports_of([unit]) + unit.text)
-            except (yara_x.CompileError, ValueError) as error:
-                self._came_from.pop(unit.name, None)
-                self._tally.refuse(f"{file}:{unit.line}", unit.name, _reason(error), "yara_invalid")
-            else:
-                good.append(unit)
-        return good
+    def _borrowed(self, units: list[Unit], kept: list[Unit]) -> list[Unit]:
+        """Return rules of earlier files that rules of this one build upon, where this one has rules of the same names."""
+        names = {unit.name for unit in units if unit.kind == "rule" and unit.name in self._accepted} - {
+            unit.name for unit in kept
+        }
+        words = {word for unit in kept for word in _WORD.findall(unit.text)}
+        return [self._accepted[name] for name in sorted(names & words)]
+
+    def _good(self, file: str, borrowed: list[Unit], units: list[Unit]) -> list[Unit]:
+        """Return the rules that compile: all at once where all do, else one after another, until the rest do together."""
+        while not self._compiles([*borrowed, *units]):
+            # A rule that fails may leave its name in the compiler, so rules that build upon it fail in the next round only.
+            compiler = _compiler()
+            good: tuple[list[Unit], list[Unit]] = ([], [])
+            for are_ours, unit in [*((0, one) for one in borrowed), *((1, one) for one in units)]:
+                try:
+                    compiler.add_source(_imports_of([unit]) + unit.text)
+                except (yara_x.CompileError, ValueError) as error:
+                    if are_ours:
+                        self._came_from.pop(unit.name, None)
+                        self._tally.refuse(f"{file}:{unit.line}", unit.name, _reason(error), "yara_invalid")
+                else:
+                    good[are_ours].append(unit)
+            if len(good[0]) == len(borrowed) and len(good[1]) == len(units):
+                self._tally.refuse(file, file, "its rules compile one by one and not together", "yara_invalid")
+                return []
+            borrowed, units = good
+        return units
 
     def _compiles(self, units: list[Unit]) -> bool:
         try:
@@ -133,6 +151,7 @@ class YaraSets:
         if self._size > MAX_SOURCE_BYTES:
             raise InputError("yara_too_large", f"the rules have more than {MAX_SOURCE_BYTES} characters", hint="make two sets")
         self._sources.append(text + "\n")
+        self._accepted.update({unit.name: unit for unit in units})
         self._tally.accepted["rules"] += len(units)
 
 

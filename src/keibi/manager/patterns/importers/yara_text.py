@@ -22,13 +22,14 @@ _MODIFIERS = frozenset({"private", "global"})
 
 @dataclass(frozen=True)
 class Unit:
-    """One import, include or rule, with the comments before it. `line` counts from 1."""
+    """One import, include or rule, with the comments before it. `line` counts from 1; `stray` is text before it that is none."""
 
     kind: str  # "import", "include" or "rule"
     name: str  # of the rule; what is imported
     modifiers: frozenset[str]
     text: str
     line: int
+    stray: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,23 @@ def cut(source: str) -> Cut:
         else:
             kind = ""
             continue
-        if not units:
-            header, start = source[:began], began
         line, counted_to = line + source.count("\n", counted_to, began), began
-        units.append(Unit(kind, name, frozenset(modifiers), source[start:position], line))
+        comments, stray = _apart(source[start:began])
+        if not units:
+            header, comments = comments, ""
+        units.append(Unit(kind, name, frozenset(modifiers), comments + source[began:position], line, stray))
         start, kind, began, modifiers = position, "", 0, set()
     rest = source[start:].strip() if kind or _has_more_than_comments(source[start:]) else ""
     return Cut(header.strip(), units, rest)
+
+
+def _apart(text: str) -> tuple[str, str]:
+    """Return the comments of a text, each on lines of its own, and what else is in it."""
+    comments = [found.group() for found in _TOKEN.finditer(text) if found.lastgroup == "comment"]
+    rest = text
+    for comment in comments:
+        rest = rest.replace(comment, " ", 1)
+    return "".join(f"{comment}\n" for comment in comments), rest.strip()
 
 
 def _has_more_than_comments(text: str) -> bool:
