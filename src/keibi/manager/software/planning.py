@@ -27,7 +27,7 @@ OWN_RULESETS: Mapping[RuleAction, tuple[str, Words, str]] = {
 }
 """The rulesets that decisions go to when none is chosen."""
 FULL_BYTES = MAX_TEXT_BYTES * 3 // 4
-FULL_ENTRIES = 2000
+FULL_ENTRIES = 1000
 MARGIN_BYTES = 16  # what stands before a line
 """A ruleset with so much in it is followed by another one, with a number in its id."""
 _NUMBER = re.compile(r"-(\d+)$")
