@@ -4,6 +4,7 @@ import base64
 import contextlib
 import gzip
 import io
+import json
 import pathlib
 import random
 import socket
@@ -23,6 +24,7 @@ from keibi.manager.patterns.importers.importing import import_from, run_import
 from keibi.manager.patterns.importers.model import ContentKind, ImportKind
 from keibi.manager.patterns.importers.yara_text import cut
 from keibi.protection.anti_malware.hash_list import HashList
+from keibi.protection.anti_malware.yara_rules import YaraSource, compile_all
 
 CORPUS = pathlib.Path(__file__).resolve().parents[5] / "shared" / "corpus" / "f-malware"
 needs_corpus = pytest.mark.skipif(not CORPUS.is_dir(), reason="the shared corpus is not beside the repository")
@@ -101,6 +103,13 @@ def test_public_rule_sets_come_in_whole_from_a_folder():
     assert {one.code for one in report.refused} == {"yara_duplicate"}
     assert any("Detection Rule License 1.1" in one.name for one in report.licences)
     assert report.accepted["rules"] + report.refused_count > 1900
+    compiled = compile_all([YaraSource("set", only(imported, ContentKind.YARA_SOURCE).decode())])
+    assert compiled.left_out == ()
+    scanner = yara_x.Scanner(compiled.rules)
+    for line in (CORPUS / "yara-positives.jsonl").read_text().splitlines():
+        sample = json.loads(line)
+        found = {rule.identifier for rule in scanner.scan((CORPUS / sample["file"]).read_bytes()).matching_rules}
+        assert sample["must_match_rule"] in found
 
 
 def test_a_rule_of_an_earlier_file_serves_those_that_build_upon_its_name():
