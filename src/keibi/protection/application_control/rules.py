@@ -121,6 +121,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     action: RuleAction
     entries: list[Entry]
     applies_to: AppliesTo = AppliesTo()
+    is_for_proofs: bool = False  # heeded in private gates alone (`keibi prove`): nothing on the computer is held because of it
     techniques: list[str] = []  # MITRE ATT&CK ids
     references: list[str] = []
     samples: Samples | None = None

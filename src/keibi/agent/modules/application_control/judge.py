@@ -171,7 +171,8 @@ class Judge:
 
     def _verdict(self, facts: Facts, in_force: InForce, question: Question) -> Verdict:
         policy = in_force.policy
-        rules = policy.known if in_force.is_inventory_there else policy.learning
+        # A proof holds up nobody else, so it need not wait until everything is in the inventory.
+        rules = policy.proof if question.is_proof else policy.known if in_force.is_inventory_there else policy.learning
         is_suspended = self._unlocked.is_on and not question.is_proof
         verdict = judge(facts, rules, prevents=(policy.prevents or question.is_proof) and not is_suspended)
         if not verdict.is_allowed and (is_suspended or not question.is_held):

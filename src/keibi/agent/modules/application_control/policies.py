@@ -23,13 +23,18 @@ GATE_PLACES_LIMIT = 1000
 
 @dataclass(frozen=True)
 class Policy:
-    """What is in force. `known` judges by the inventory, `learning` while there is none yet: then only rules can block."""
+    """What is in force.
+
+    `known` judges by the inventory, `learning` while there is none yet: then only rules can block. `proof` judges in private
+    gates, by the rules that are for proofs too.
+    """
 
     generation: int
     state: ModuleState
     settings: ApplicationControlSettings
     known: CompiledRules
     learning: CompiledRules
+    proof: CompiledRules
     interpreters: Patterns
     readers: Patterns
     excluded: tuple[bytes, ...]  # with a slash at the end
@@ -57,7 +62,8 @@ def read_policy(generation: int, policy: ModulePolicy) -> Policy:
         msgspec.ValidationError: settings or a rule have another shape, or a field that this agent does not know.
     """
     settings = msgspec.json.decode(policy.settings, type=ApplicationControlSettings)
-    rules = that_fit([msgspec.json.decode(rule.body, type=Rule) for rule in policy.rules])
+    all_rules = that_fit([msgspec.json.decode(rule.body, type=Rule) for rule in policy.rules])
+    rules = [rule for rule in all_rules if not rule.is_for_proofs]
     for name in ("places", "excluded_directories", "trusted_updaters", "trusted_virtual_environments"):
         for path in getattr(settings, name):
             if not path.startswith("/"):
@@ -69,6 +75,7 @@ def read_policy(generation: int, policy: ModulePolicy) -> Policy:
         settings,
         compile_rules(rules, settings),
         compile_rules(rules, trusting),
+        compile_rules(all_rules, settings),
         Patterns(settings.interpreters),
         Patterns(settings.trusted_readers),
         tuple(os.fsencode(path).rstrip(b"/") + b"/" for path in settings.excluded_directories),
