@@ -81,7 +81,7 @@ def _on_this_computer(function: Callable[[Layout], int]) -> Action:
 
 
 def _prove(options: argparse.Namespace) -> int:
-    from keibi.cli.prove import prove
+    from keibi.cli.prove.run import prove
 
     return prove(Layout(options.home), options.seconds, as_json=options.json)
 
