@@ -149,7 +149,8 @@ class ChangeReader:
     argMax(rows.file_type, detected_at) AS file_type,
     toUnixTimestamp64Micro(min(detected_at)) AS first_us, toUnixTimestamp64Micro(max(detected_at)) AS last_us,
     count() AS event_count,
-    sum(if(kind IN ('{Kind.BLOCKED}', '{Kind.WOULD_BLOCK}', '{Kind.INLINE_CODE}'), greatest(repeat_count, 1), 0)) AS execution_count,
+    sum(if(kind IN ('{Kind.BLOCKED}', '{Kind.WOULD_BLOCK}', '{Kind.INLINE_CODE}'), greatest(repeat_count, 1), 0))
+        AS execution_count,
     sum(if(kind = '{Kind.BLOCKED}', greatest(repeat_count, 1), 0)) AS blocked_count,
     arraySort(groupUniqArray({MAX_SHOWN})(computer_id)) AS computer_ids, uniqExact(computer_id) AS computer_count,
     arraySort(groupUniqArray({MAX_SHOWN})(subject)) AS paths, uniqExact(subject) AS path_count,
