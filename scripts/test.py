@@ -28,7 +28,8 @@ def main() -> int:
             failed.append(name)
             print(outcome.stdout[-6000:] + outcome.stderr[-3000:], flush=True)
     # The browser's driver keeps an event loop running in its process, where no other test could run one of its own.
-    for name, selection in (("tests", ["tests", "--ignore=tests/console", "--ignore=tests/vm"]), ("console tests", ["tests/console"])):
+    plain = ["tests", "--ignore=tests/console", "--ignore=tests/vm"]
+    for name, selection in (("tests", plain), ("console tests", ["tests/console"])):
         if subprocess.run([bin_directory + "pytest", "--durations=10", *(sys.argv[1:] or selection)], check=False).returncode:
             failed.append(name)
         if sys.argv[1:]:

@@ -121,7 +121,7 @@ def test_what_was_approved_runs_wherever_it_lies(guard, cgroup):
         text=True,
     )
     device, inode = map(int, process.stdout.readline().split())
-    guard.set_file(device, inode, APPROVED)
+    guard.files.set(device, inode, APPROVED)
     process.communicate("go\n", timeout=30)
     assert process.returncode == 0
     assert guard.take_refusals() == []

@@ -104,7 +104,7 @@ def main() -> int:
 
     def state(path: str, value: int) -> None:
         status = os.stat(path)
-        guard.set_file(status.st_dev, status.st_ino, value)
+        guard.files.set(status.st_dev, status.st_ino, value)
 
     for path in ("/", PLACE, "/tmp", "/run"):
         guard.set_device(os.stat(path).st_dev, GATED)

@@ -1,7 +1,7 @@
 """The one-time code that frees a computer from application control without a network.
 
-The agent shows a challenge; the console answers with a code for it; the agent checks the code and forgets the challenge. Both know
-a secret of this computer, which came with its policy. Root on the computer can read it: whoever is root there needs no code.
+The agent shows a challenge; the console answers with a code for it; the agent checks the code and forgets the challenge. Both
+know a secret of this computer, which came with its policy. Root on the computer can read it: whoever is root there needs no code.
 """
 
 import base64

@@ -53,6 +53,68 @@ class Refusal:
     was_refused: bool
 
 
+class Map:
+    """One of the guard's maps, by its descriptor. Whoever made it closes the descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._fd = descriptor
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._libc.syscall.restype = ctypes.c_long
+        self._call = _BPF[platform.machine()]
+
+    def get(self, key: bytes) -> int | None:
+        """Return the 32-bit value that stands for a key; None: nothing does."""
+        value = ctypes.create_string_buffer(4)
+        return _U32.unpack(value.raw)[0] if self._bpf(_LOOKUP, key, value) else None
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Let a value stand for a key.
+
+        Raises:
+            OSError: E2BIG or ENOMEM, the map is full.
+        """
+        self._bpf(_UPDATE, key, ctypes.create_string_buffer(value, len(value)))
+
+    def drop(self, key: bytes) -> None:
+        """Let nothing stand for a key."""
+        with contextlib.suppress(FileNotFoundError):
+            self._bpf(_DELETE, key, None)
+
+    def _bpf(self, command: int, key: bytes, value: "ctypes.Array[ctypes.c_char] | None") -> bool:
+        key_buffer = ctypes.create_string_buffer(key, len(key))
+        address = ctypes.addressof(value) if value is not None else 0
+        attributes = struct.pack("=IxxxxQQQ", self._fd, ctypes.addressof(key_buffer), address, 0)
+        if self._libc.syscall(ctypes.c_long(self._call), ctypes.c_long(command), attributes, ctypes.c_long(len(attributes))) < 0:
+            number = ctypes.get_errno()
+            if command == _LOOKUP:
+                return False
+            raise OSError(number, f"the guard's map: {os.strerror(number)}")
+        return True
+
+
+class FileStates:
+    """What the guard holds of single files. `device` is the file system's own number, as mountinfo names it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._map = Map(descriptor)
+
+    def set(self, device: int, inode: int, state: int) -> None:
+        """Say that a file is APPROVED or REFUSED; 0 forgets it.
+
+        Raises:
+            OSError: the map is full.
+        """
+        key = _FILE.pack(inode, kernel_device(device), 0)
+        if state:
+            self._map.put(key, _U32.pack(state))
+        else:
+            self._map.drop(key)
+
+    def is_approved(self, device: int, inode: int) -> bool:
+        """Whether a file is APPROVED and nobody has opened it for writing since."""
+        return self._map.get(_FILE.pack(inode, kernel_device(device), 0)) == APPROVED
+
+
 class Guard:
     """The loaded guard. `close` must be called by whoever made it; the programs end with it."""
 
@@ -60,9 +122,8 @@ class Guard:
         """Take over the descriptors of a loader."""
         self.level = level
         self._fds = descriptors
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._libc.syscall.restype = ctypes.c_long
-        self._call = _BPF[platform.machine()]
+        self._maps = {name: Map(descriptors[name]) for name in ("settings", "devices", "own")}
+        self.files = FileStates(descriptors["files"])
         ring, page = descriptors["happenings"], mmap.PAGESIZE
         self._consumed = mmap.mmap(ring, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
         # The kernel maps the data twice in a row, so that no record is cut at the end.
@@ -108,6 +169,10 @@ class Guard:
             os.close(descriptor)
         self._fds = {}
 
+    def files_descriptor(self) -> int:
+        """Return the descriptor of the map behind `files`, for the process that judges."""
+        return self._fds["files"]
+
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when something was refused."""
         return self._fds["happenings"]
@@ -120,40 +185,22 @@ class Guard:
     def keep_alive(self) -> None:
         """Say that the gate lives; must be called more often than every ALIVE_SECONDS."""
         until = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(ALIVE_SECONDS * 1e9)
-        self._update("settings", _U32.pack(0), _SETTINGS.pack(until, *self._settings))
+        self._maps["settings"].put(_U32.pack(0), _SETTINGS.pack(until, *self._settings))
 
     def set_device(self, device: int, state: int) -> None:
         """Say that the gate answers for a file system (GATED), or that it is that of memfd_create (MEMORY); 0 forgets it."""
         key = _U32.pack(kernel_device(device))
         if state:
-            self._update("devices", key, _U32.pack(state))
+            self._maps["devices"].put(key, _U32.pack(state))
         else:
-            self._delete("devices", key)
-
-    def set_file(self, device: int, inode: int, state: int) -> None:
-        """Say that a file is APPROVED or REFUSED; 0 forgets it.
-
-        Raises:
-            OSError: ENOSPC or ENOMEM, the map is full.
-        """
-        key = _FILE.pack(inode, kernel_device(device), 0)
-        if state:
-            self._update("files", key, _U32.pack(state))
-        else:
-            self._delete("files", key)
-
-    def is_tainted(self, device: int, inode: int) -> bool:
-        """Whether a file was opened for writing since it was approved."""
-        value = ctypes.create_string_buffer(4)
-        found = self._bpf(_LOOKUP, "files", _FILE.pack(inode, kernel_device(device), 0), value)
-        return found and bool(_U32.unpack(value.raw)[0] & 2)
+            self._maps["devices"].drop(key)
 
     def set_own(self, pid: int, *, is_own: bool) -> None:
         """Say that a process is the agent's, or no longer."""
         if is_own:
-            self._update("own", _U32.pack(pid), _U32.pack(1))
+            self._maps["own"].put(_U32.pack(pid), _U32.pack(1))
         else:
-            self._delete("own", _U32.pack(pid))
+            self._maps["own"].drop(_U32.pack(pid))
 
     def take_refusals(self) -> list[Refusal]:
         """Return what was refused since the last call, oldest first; never waits."""
@@ -177,24 +224,6 @@ class Guard:
         with select.epoll() as poll:
             poll.register(self.fileno(), select.EPOLLIN)
             return bool(poll.poll(seconds))
-
-    def _update(self, name: str, key: bytes, value: bytes) -> None:
-        self._bpf(_UPDATE, name, key, ctypes.create_string_buffer(value, len(value)))
-
-    def _delete(self, name: str, key: bytes) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._bpf(_DELETE, name, key, None)
-
-    def _bpf(self, command: int, name: str, key: bytes, value: "ctypes.Array[ctypes.c_char] | None") -> bool:
-        key_buffer = ctypes.create_string_buffer(key, len(key))
-        address = ctypes.addressof(value) if value is not None else 0
-        attributes = struct.pack("=IxxxxQQQ", self._fds[name], ctypes.addressof(key_buffer), address, 0)
-        if self._libc.syscall(ctypes.c_long(self._call), ctypes.c_long(command), attributes, ctypes.c_long(len(attributes))) < 0:
-            number = ctypes.get_errno()
-            if command == _LOOKUP:
-                return False
-            raise OSError(number, f"bpf map {name}: {os.strerror(number)}")
-        return True
 
 
 def kernel_device(device: int) -> int:

@@ -23,6 +23,9 @@ PREVENT: Final = "prevent"  # permission events: the kernel holds exec and open 
 ALLOW: Final = "allow"
 DENY: Final = "deny"
 ALL_FILES: Final = "all"
+GUARD_OFF: Final = "off"
+GUARD_REPORT: Final = "report"
+GUARD_ENFORCE: Final = "enforce"
 SOFTWARE: Final = "software"  # ELF, "#!", an execute bit, or one of the suffixes
 
 
