@@ -26,8 +26,9 @@ JOURNALS: Final = ("/var/log/journal", "/run/log/journal")
 class CoreOutlet:
     """Tells the core, which started this program with its socket as standard input."""
 
-    def __init__(self, channel: CoreChannel) -> None:
+    def __init__(self, channel: CoreChannel, capabilities: list[tuple[str, bool, str]]) -> None:
         self._channel = channel
+        self._capabilities = capabilities
 
     def fileno(self) -> int:
         """Return the descriptor on which orders come."""
@@ -50,6 +51,10 @@ class CoreOutlet:
     def tell(self, what: str, of: dict[str, Any]) -> None:
         """Tell what an administrator must know; states go to the judges by the decider itself."""
         match what:
+            case "guard":
+                levels = [(f"kernel_guard_level_{level.lower()}", of["level"] == level, of["reason"]) for level in "AB"]
+                # Level B is no gain where A is there, and would only be said to be missing.
+                self._channel.send(hello_message([*self._capabilities, *(levels[:1] if of["level"] == "A" else levels)]))
             case "closed":
                 self._channel.send(
                     event_message(
@@ -121,6 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--settled", type=float, default=SETTLED_SECONDS, metavar="SECONDS", help="with --private; see remembering.py"
     )
+    parser.add_argument(
+        "--guard-scope", default="", metavar="CGROUP", help="with --private: have the kernel guard look at this cgroup alone"
+    )
     parser.add_argument("--plain", action="store_true", help="with --private: ask only what the terms say, as on the computer")
     options = parser.parse_args(arguments)
     hardening.die_with_parent()
@@ -134,11 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run_private(options, excluded)
     channel = CoreChannel(socket.socket(fileno=os.dup(0)))
     test_failure = run_self_test()
-    channel.send(
-        hello_message(
-            [("fanotify_permission_events", not test_failure, test_failure), ("gate_priority", not refused, "; ".join(refused))]
-        )
-    )
+    capabilities = [
+        ("fanotify_permission_events", not test_failure, test_failure),
+        ("gate_priority", not refused, "; ".join(refused)),
+    ]
+    channel.send(hello_message(capabilities))
     warden_options = WardenOptions(
         judges_directory=options.judges,
         excluded=excluded,
@@ -146,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own_root=os.getppid() if os.getppid() > 1 else 0,
         only_below=options.only_below,
     )
-    Warden(warden_options, CoreOutlet(channel), test_failure=test_failure).run()
+    Warden(warden_options, CoreOutlet(channel, capabilities), test_failure=test_failure).run()
     return 0
 
 
@@ -161,6 +169,9 @@ def _run_private(options: argparse.Namespace, excluded: tuple[str, ...]) -> int:
         is_proof=not options.plain,
         settled_seconds=options.settled,
         state_seconds=0.2,
+        guard_scope=options.guard_scope,
+        # Without a scope it would judge the whole computer by the marks of this one mount.
+        has_guard=bool(options.guard_scope),
     )
     Warden(warden_options, LineOutlet(), test_failure="").run()
     return 0

@@ -89,6 +89,12 @@ class Coverage:
         """Return whether a file system is one that does not note the time of stores through a mapping."""
         return device in self._memory
 
+    def executions_seen(self) -> list[str]:
+        """Return the file systems of which the kernel tells what is executed, as mountinfo names them."""
+        masks = self._masks.items()
+        told = (fanotify.EXEC_PERMISSION, fanotify.OPEN_EXEC)
+        return [device for device, both in masks if any(mask & event for mask, event in zip(both, told, strict=True))]
+
     @property
     def count(self) -> int:
         """How many file systems there are."""

@@ -207,6 +207,7 @@ class Decider:
             {
                 "type": "wants",
                 "holding": any(wish.wants_holding for wish in wishes),
+                "guard": max((wish.terms.guard for wish in wishes), key=judging.GUARD_MODES.index, default=judging.GUARD_OFF),
                 "watching": any(wish.watched for wish in wishes),
                 "network": any(wish.terms.includes_network for wish in wishes),
             }
@@ -247,6 +248,11 @@ class Decider:
                 self._canary = os.dup(descriptor)
                 self._is_canary_awaited = True
                 self._mark_canary()
+            case "guarded":
+                told = Told("guarded", 1, 0, not message["was_refused"], message["pid"], judging.path_bytes(message["name"]))
+                for link in self._judges:
+                    if link.terms is not None and link.terms.guard != judging.GUARD_OFF:
+                        link.tell(told)
             case "may_hold":
                 self._may_hold, self._reason = bool(message["is_allowed"]), str(message["reason"])
                 if not self._may_hold and self._canary is not None:
@@ -282,7 +288,7 @@ class Decider:
                 self._judges.send(link, Outgoing(message, is_lossy=True))
         # To the warden always: that is how it knows that this process is alive while there is no canary.
         terms = {link.name: link.terms.generation if link.terms is not None else -1 for link in self._judges}
-        self._say({**message, "judges": terms})
+        self._say({**message, "judges": terms, "devices": self._coverage.executions_seen()})
 
     def _state(self) -> GateState:
         mounts = self._coverage.mounts()

@@ -1,6 +1,7 @@
-"""What the warden does with the kernel guard: loads it when somebody wants it, keeps it alive, and tells what it refused.
+"""What the warden does with the kernel guard: loads it when somebody wants it, keeps it alive, and takes what it met.
 
-The guard refuses only while the gate enforces and its canary is answered; it forgets to when nobody says so for three seconds.
+The guard refuses only while the gate enforces and its canary is answered; it lets everything pass when nobody says so for three
+seconds. Only executions are judged: which mapped file is fit for code is not told to it yet.
 """
 
 import contextlib
@@ -8,111 +9,109 @@ import os
 import threading
 import time
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from keibi.agent.gate.guard import ENFORCE, GATED, MEMORY, REPORT, Guard, Refusal, memory_device
-from keibi.agent.gate.judging import GUARD_ENFORCE, GUARD_OFF, GUARD_REPORT
+from keibi.agent.gate.judging import GUARD_ENFORCE, GUARD_MODES, GUARD_OFF
+
+if TYPE_CHECKING:
+    from keibi.agent.gate.guard import Guard, Refusal
 
 ALIVE_EVERY_SECONDS: Final = 0.5
-_MODES: Final = {GUARD_OFF: 0, GUARD_REPORT: REPORT, GUARD_ENFORCE: ENFORCE}
 
 
 class Guarding:
     """See the module's docstring. Used by one thread; the loading goes on in another."""
 
-    def __init__(self, scope: str, always_gated: Iterable[int] = ()) -> None:
+    def __init__(self, scope: str, always_seen: Iterable[str] = ()) -> None:
         """Make it; `scope` is the only cgroup directory that is guarded ("" for the whole computer)."""
         self._scope = _scope_of(scope)
-        self._always_gated = frozenset(always_gated)
+        self._always_seen = frozenset(always_seen)
         self._loaded: list[tuple[Guard | None, str]] = []
         self._thread: threading.Thread | None = None
-        self.guard: Guard | None = None
-        self.reason = ""
+        self._guard: Guard | None = None
         self._is_settled = False
-        self._wanted = (GUARD_OFF, False)
-        self._given: tuple[int, bool] = (0, False)
-        self._devices: frozenset[int] = frozenset()
-        self._own: frozenset[int] = frozenset()
+        self.reason = ""
+        self._wanted = GUARD_OFF
+        self._mode = 0
+        self._devices: frozenset[str] = frozenset()
         self._alive_at = 0.0
 
     @property
     def level(self) -> str:
         """Return "A" or "B" once the guard is there, "" without one."""
-        return self.guard.level if self.guard is not None else ""
+        return self._guard.level if self._guard is not None else ""
 
-    def want(self, mode: str, *, protects: bool) -> None:
-        """Take what the judges want: GUARD_OFF, GUARD_REPORT or GUARD_ENFORCE, and whether the agent is to be protected."""
-        self._wanted = (mode, protects)
+    def want(self, mode: str) -> None:
+        """Take what the judges want: GUARD_OFF, GUARD_REPORT or GUARD_ENFORCE."""
+        self._wanted = mode
         if mode != GUARD_OFF and self._thread is None:
             self._thread = threading.Thread(target=self._load, name="guard", daemon=True)
             self._thread.start()
 
     def look(self, *, is_enforcing: bool) -> bool:
-        """Bring the guard in line with what is wanted, and keep it alive; returns whether it has just come."""
-        has_come = False
-        if self._loaded and not self._is_settled:
-            self.guard, self.reason = self._loaded[0]
+        """Bring the guard in line with what is wanted, and keep it alive; returns whether its loading has just ended."""
+        has_come = bool(self._loaded) and not self._is_settled
+        if has_come:
+            self._guard, self.reason = self._loaded[0]
             self._is_settled = True
-            has_come = True
-            self._give_devices()
-            self._give_own()
-        if self.guard is None:
+            self._tell_devices()
+        if self._guard is None:
             return has_come
-        mode, protects = self._wanted
-        given = (_MODES[mode if is_enforcing or mode != GUARD_ENFORCE else GUARD_OFF], protects)
+        mode = GUARD_MODES.index(self._wanted)
+        if not self._devices or (self._wanted == GUARD_ENFORCE and not is_enforcing):
+            mode = 0
         now = time.monotonic()
-        if given != self._given:
-            self._given = given
+        if mode != self._mode:
+            self._mode, self._alive_at = mode, now
+            self._guard.configure(mode, judges_maps=False, scope=self._scope)
+        elif mode and now - self._alive_at >= ALIVE_EVERY_SECONDS:
             self._alive_at = now
-            self.guard.configure(given[0], judges_maps=True, protects=protects, scope=self._scope)
-        elif given[0] and now - self._alive_at >= ALIVE_EVERY_SECONDS:
-            self._alive_at = now
-            self.guard.keep_alive()
+            self._guard.keep_alive()
         return has_come
 
-    def set_devices(self, devices: Iterable[int]) -> None:
-        """Name the file systems for whose executions the gate answers, or which it watches."""
-        wanted = frozenset(devices) | self._always_gated
-        if wanted != self._devices:
-            gone, self._devices = self._devices - wanted, wanted
-            if self.guard is not None:
-                for device in gone:
-                    self.guard.set_device(device, 0)
-                self._give_devices()
+    def set_devices(self, devices: Iterable[str]) -> None:
+        """Name the file systems of which the gate sees what is executed, as mountinfo names them ("254:0")."""
+        wanted = frozenset(devices)
+        if wanted:
+            wanted |= self._always_seen
+        gone, self._devices = self._devices - wanted, wanted
+        if self._guard is not None:
+            for device in gone:
+                self._guard.set_device(_number_of(device), 0)
+            self._tell_devices()
 
-    def set_own(self, pids: Iterable[int]) -> None:
-        """Name the agent's processes."""
-        wanted = frozenset(pids)
-        if wanted != self._own:
-            gone, self._own = self._own - wanted, wanted
-            if self.guard is not None:
-                for pid in gone:
-                    self.guard.set_own(pid, is_own=False)
-                self._give_own()
-
-    def take_refusals(self) -> list[Refusal]:
-        """Return what was refused since the last call."""
-        return self.guard.take_refusals() if self.guard is not None else []
+    def take_refusals(self) -> "list[Refusal]":
+        """Return what the guard met since the last call."""
+        return self._guard.take_refusals() if self._guard is not None else []
 
     def stop(self) -> None:
         """Let everything pass until `look` is called again: the decider is gone."""
-        if self.guard is not None and self._given[0]:
-            self._given = (0, False)
-            self.guard.configure(0, judges_maps=False)
+        self._devices = frozenset()
+        if self._guard is not None and self._mode:
+            self._mode = 0
+            self._guard.configure(0, judges_maps=False)
 
     def _load(self) -> None:
-        self._loaded.append(Guard.load())
+        # Not at the top: most gates never need it, and it would be a tenth of this process's memory.
+        from keibi.agent.gate.guard import Guard
 
-    def _give_devices(self) -> None:
-        if self.guard is not None:
+        try:
+            self._loaded.append(Guard.load())
+        except (OSError, ValueError) as error:
+            self._loaded.append((None, f"the guard cannot be used: {error}"))
+
+    def _tell_devices(self) -> None:
+        from keibi.agent.gate.guard import GATED, MEMORY, memory_device
+
+        if self._guard is not None:
             for device in self._devices:
-                self.guard.set_device(device, GATED)
-            self.guard.set_device(memory_device(), MEMORY)
+                self._guard.set_device(_number_of(device), GATED)
+            self._guard.set_device(memory_device(), MEMORY)
 
-    def _give_own(self) -> None:
-        if self.guard is not None:
-            for pid in self._own:
-                self.guard.set_own(pid, is_own=True)
+
+def _number_of(device: str) -> int:
+    major, _, minor = device.partition(":")
+    return os.makedev(int(major), int(minor))
 
 
 def _scope_of(directory: str) -> tuple[int, int]:

@@ -26,6 +26,7 @@ ALL_FILES: Final = "all"
 GUARD_OFF: Final = "off"
 GUARD_REPORT: Final = "report"
 GUARD_ENFORCE: Final = "enforce"
+GUARD_MODES: Final = (GUARD_OFF, GUARD_REPORT, GUARD_ENFORCE)  # each does more than the one before
 SOFTWARE: Final = "software"  # ELF, "#!", an execute bit, or one of the suffixes
 
 
@@ -45,6 +46,7 @@ class Terms:
     places: tuple[str, ...] = ()  # mount points; empty: every local file system
     includes_network: bool = False
     excluded: tuple[str, ...] = ()  # directories (absolute, no trailing slash) about whose files this judge is not asked
+    guard: str = GUARD_OFF  # what the kernel guard does with programs on file systems that no gate sees
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ class GateState:
 
 @dataclass(frozen=True)
 class Told:
-    """What a gate tells without a question: `what` is "overdue" (answered by the terms), "repeated" (denied from memory) or
+    """What a gate tells without a question: `what` is "overdue" (answered by the terms), "repeated" (denied from memory),
+    "guarded" (the kernel guard met a program that no gate saw; `path` is only its name) or
     "overflow" (the kernel's queue was full: look at everything again)."""
 
     what: str
@@ -199,6 +202,7 @@ def terms_of(message: dict[str, Any]) -> Terms:
         terms.mode not in (OFF, WATCH, PREVENT)
         or terms.on_timeout not in (ALLOW, DENY)
         or terms.files not in (ALL_FILES, SOFTWARE)
+        or terms.guard not in GUARD_MODES
     ):
         raise ValueError(f"terms with an unknown word: {terms}")
     return terms

@@ -36,11 +36,13 @@ class PrivateGate:
         excluded: tuple[str, ...] = (),
         is_proof: bool = True,
         settled_seconds: float = SETTLED_SECONDS,
+        guard_scope: str = "",
     ) -> None:
         """Prepare a gate at `directory` (which must exist) that asks every judge listening in `judges_directory`.
 
         It asks as if policies prevented; without `is_proof`, what the terms say. A test may have verdicts remembered sooner after
-        a file's last change than is safe, by `settled_seconds`.
+        a file's last change than is safe, by `settled_seconds`. `guard_scope` is a cgroup directory that the kernel guard shall
+        look at; without one it is not loaded.
         """
         self.directory = os.path.realpath(directory)
         self._judges_directory = judges_directory
@@ -48,6 +50,7 @@ class PrivateGate:
         self._excluded = excluded
         self._is_proof = is_proof
         self._settled_seconds = settled_seconds
+        self._guard_scope = guard_scope
         self._process: subprocess.Popen[bytes] | None = None
         self._news = threading.Condition()
         self._has_ended = False
@@ -67,6 +70,8 @@ class PrivateGate:
         argv = [sys.executable, "-m", "keibi.agent.gate", "--judges", self._judges_directory, "--private", self.directory]
         argv += ["--options", self._options]
         argv += ["--settled", str(self._settled_seconds)]
+        if self._guard_scope:
+            argv += ["--guard-scope", self._guard_scope]
         if not self._is_proof:
             argv.append("--plain")
         for directory in self._excluded:

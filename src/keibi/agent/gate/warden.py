@@ -17,10 +17,11 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from keibi.agent.gate import hardening, judging
+from keibi.agent.gate import hardening, judging, mount_table
 from keibi.agent.gate.canary import Canary
 from keibi.agent.gate.decider import serve
 from keibi.agent.gate.following import Follower
+from keibi.agent.gate.guarding import Guarding
 from keibi.agent.gate.remembering import SETTLED_SECONDS
 
 UNANSWERED_SECONDS: Final = 0.7
@@ -47,6 +48,8 @@ class WardenOptions:
     is_proof: bool = False  # ask as if policies prevented
     settled_seconds: float = SETTLED_SECONDS  # how old a file's last change must be for a verdict to be remembered
     state_seconds: float = 2.0  # how often the decider says how it is
+    guard_scope: str = ""  # the only cgroup directory that the kernel guard looks at
+    has_guard: bool = True  # whether the kernel guard may be loaded at all
 
 
 class Outlet(Protocol):
@@ -66,7 +69,7 @@ class Outlet(Protocol):
         """Write what waits."""
 
     def tell(self, what: str, of: dict[str, Any]) -> None:
-        """Tell "state", "closed", "restarted" or "overflowed"; must not wait."""
+        """Tell "state", "closed", "restarted", "overflowed" or "guard"; must not wait."""
 
 
 @dataclass
@@ -95,6 +98,7 @@ class Warden:
         self._outlet = outlet
         self._test_failure = test_failure
         self._follower = Follower(options.judges_directory, options.only_below)
+        self._guarding = Guarding(options.guard_scope, _mounted_devices() if options.guard_scope else ())
         self._is_stopping = False
         self._restarts = 0
         self._last_end = ""
@@ -167,6 +171,7 @@ class Warden:
                     return f"it did not answer within {UNANSWERED_SECONDS} s"
                 if not decider.may_hold and now - decider.canary_at > CANARY_SEEN_SECONDS:
                     self._refuse(decider, "the kernel tells nothing of a marked file in memory")
+            self._look_after_guard(decider)
             if now - decider.heard_at > SILENT_SECONDS:
                 return f"it said nothing for {SILENT_SECONDS:.0f} s"
         return "stopped"
@@ -178,6 +183,8 @@ class Warden:
                 decider.wants_holding = bool(message["holding"])
                 decider.wants_watching = bool(message["watching"])
                 self._follower.look_again(wants_network=bool(message["network"]))
+                if self._options.has_guard:
+                    self._guarding.want(message["guard"])
                 self._settle(decider)
             case "canary_seen":
                 if decider.canary is not None and not decider.may_hold:
@@ -191,8 +198,17 @@ class Warden:
                     decider.is_restart = False
                     self._outlet.tell("restarted", {"restarts": self._restarts, "is_enforcing": message["is_enforcing"]})
                 decider.state = message
+                self._guarding.set_devices(message["devices"])
                 wants = {"wants_holding": decider.wants_holding, "wants_watching": decider.wants_watching}
                 self._outlet.tell("state", {**message, **wants})
+
+    def _look_after_guard(self, decider: _Decider) -> None:
+        if self._guarding.look(is_enforcing=decider.may_hold):
+            self._outlet.tell("guard", {"level": self._guarding.level, "reason": self._guarding.reason})
+        for refusal in self._guarding.take_refusals():
+            name = judging.path_text(refusal.name)
+            told = {"type": "guarded", "pid": refusal.pid, "name": name, "was_refused": refusal.was_refused}
+            self._order(decider, told)
 
     def _settle(self, decider: _Decider) -> None:
         """Take the next step towards holding, or away from it."""
@@ -221,6 +237,7 @@ class Warden:
         # Killing comes first: from that moment the kernel allows everything that waits.
         os.kill(decider.pid, signal.SIGKILL)
         os.waitpid(decider.pid, 0)
+        self._guarding.stop()
         self._follower.serve(None)
         # Also what the follower may be sending at this moment.
         with contextlib.suppress(OSError):
@@ -250,6 +267,11 @@ class Warden:
         self._outlet.flush()
         if not self._outlet.on_ready():
             self._is_stopping = True
+
+
+def _mounted_devices() -> list[str]:
+    """Return the file systems that are mounted now, which a guard of a single cgroup shall not meddle with."""
+    return [mount.device for mount in mount_table.parse_mounts(mount_table.read_table("/proc/self/mountinfo"))]
 
 
 def _received(decider: _Decider) -> dict[str, Any] | None:

@@ -309,6 +309,7 @@ LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
         "reason_code": {
             "unrecognised": N_("It is not in the inventory"),
+            "out_of_sight": N_("It lies in memory or on a new file system, where no file can be looked at"),
             "changed": N_("It changed since the inventory was taken"),
             "block_rule": N_("A rule blocks it"),
             "inline_code": N_("An interpreter ran code without a file"),

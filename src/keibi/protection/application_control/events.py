@@ -34,13 +34,14 @@ class FileKind(StrEnum):
 
 
 class ReasonCode(StrEnum):
-    """`details.reason_code`: why a verdict is as it is. The first five can block."""
+    """`details.reason_code`: why a verdict is as it is. The first six can block."""
 
     UNRECOGNISED = "unrecognised"
     CHANGED = "changed"  # the inventory knows the path with another content
     BLOCK_RULE = "block_rule"
     INLINE_CODE = "inline_code"
     BEING_WRITTEN = "being_written"  # somebody holds it open for writing, so what runs is not what was judged
+    OUT_OF_SIGHT = "out_of_sight"  # in memory, or on a file system that no gate has seen; met by the kernel guard
     ALLOW_RULE = "allow_rule"
     INVENTORY = "inventory"
     TRUSTED_UPDATER = "trusted_updater"

@@ -117,4 +117,5 @@ def terms_of(policy: Policy | None, *, is_suspended: bool) -> Terms:
         on_timeout=judging.DENY if str(settings.on_timeout) == "deny" else judging.ALLOW,
         places=settings.places,
         excluded=tuple(path.rstrip("/") for path in settings.excluded_directories),
+        guard=judging.GUARD_ENFORCE if policy.prevents and not is_suspended else judging.GUARD_REPORT,
     )

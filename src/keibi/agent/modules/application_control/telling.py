@@ -11,7 +11,7 @@ from keibi.agent.process_book import ProcessBook
 from keibi.contract.events import Actor, EventAction
 from keibi.contract.names import Severity
 from keibi.protection.application_control.engine import Facts, Verdict
-from keibi.protection.application_control.events import ApplicationRecord, BroughtBy, Kind, ReasonCode
+from keibi.protection.application_control.events import ApplicationRecord, BroughtBy, FileKind, Kind, ReasonCode
 from keibi.protection.base import escape_name
 
 MAX_COMMAND_LINE = 500
@@ -102,6 +102,8 @@ class Teller:
         """Take what a gate tells without a question: denied from memory, or answered because no verdict came in time."""
         if told.what == "repeated" and told.key is not None:
             self._reporter.count_again((Kind.BLOCKED, told.key, EXEC, None), told.count)
+        elif told.what == "guarded":
+            self._guarded(told)
         elif told.what == "overdue":
             subject = escape_name(told.path)
             done = "let run" if told.was_allowed else "blocked"
@@ -115,6 +117,26 @@ class Teller:
                 actor=self._book.actor(told.pid),
                 same=(Kind.OVERDUE, told.path),
             )
+
+    def _guarded(self, told: Told) -> None:
+        """Tell of a program that the kernel guard met where no gate looks: in memory, or on a file system of a namespace."""
+        subject = escape_name(told.path)
+        actor = self._book.actor(told.pid)
+        words = "was let run" if told.was_allowed else "was stopped"
+        reason = "it lies in memory or on a file system that was not there a moment ago, where no file can be looked at"
+        self._reporter.tell(
+            Kind.WOULD_BLOCK if told.was_allowed else Kind.BLOCKED,
+            Severity.HIGH,
+            f"The program {subject} {words}: {reason}.",
+            ApplicationRecord(
+                reason_code=ReasonCode.OUT_OF_SIGHT, file_type=FileKind.PROGRAM, process_chain=self._book.chain(told.pid)
+            ),
+            subject=subject,
+            action=EventAction.DETECTED if told.was_allowed else EventAction.BLOCKED,
+            actor=actor,
+            reason=reason,
+            same=("guarded", told.path, told.was_allowed),
+        )
 
     def _command_line(self, question: Question) -> str:
         call = exec_call_of(question.pid) if question.is_held else None
