@@ -54,6 +54,7 @@ lock: $(VENV)/.dev ## Resolve requirements/*.txt anew (needs uv on the PATH)
 
 docs: $(VENV)/.dev ## Write docs/reference from the code
 	@$(BIN)/python scripts/reference.py
+	@$(BIN)/python scripts/ways_round.py
 
 clean: ## Remove what was installed here (not the data under /var/lib/keibi)
 	rm -rf $(VENV) build src/keibi.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,6 +1,8 @@
-"""Known ways round application control, as real attacks on a private mount, and what becomes of each at level C (fanotify alone).
+"""Known ways round application control, as real attacks on a private mount, and what becomes of each.
 
-`BYPASSES` is data for the documentation too: `identity`, `what`, `expected`, `note`. An attack says whether the hostile code ran.
+`expected` is at level C, fanotify alone; `with_guard` at level B where it differs, with the kernel guard beside it.
+
+`BYPASSES` is data for the documentation too (`scripts/ways_round.py`). An attack says whether the hostile code ran.
 The numbers up to 29 are those of the findings that the design is built on.
 """
 
@@ -556,6 +558,7 @@ class Bypass:
     expected: str
     attack: Callable[[Ground], bool]
     note: str = ""
+    with_guard: str = ""
 
 
 INLINE_NOTE = "with the policy that blocks inline code; else it runs and can be reported"
@@ -574,9 +577,9 @@ BYPASSES: tuple[Bypass, ...] = (
     Bypass("09", "a writer has the library mapped while it is judged", BLOCKED, _writer_of_library_stays),
     Bypass("10", "replaced by rename()", BLOCKED, _replaced_by_rename),
     Bypass("11", "deleted and made anew, perhaps with the same inode", BLOCKED, _inode_used_again),
-    Bypass("12", "a fresh tmpfs in a new mount namespace", NOT_COVERED, _new_mount_namespace, SENSITIVE_NOTE),
-    Bypass("13", "a fresh tmpfs in a new user namespace", NOT_COVERED, _new_user_namespace, SENSITIVE_NOTE),
-    Bypass("14", "memfd_create, then execute", NOT_COVERED, _memory_file, "vm.memfd_noexec=2 closes it (Linux 6.3)"),
+    Bypass("12", "a fresh tmpfs in a new mount namespace", NOT_COVERED, _new_mount_namespace, SENSITIVE_NOTE, BLOCKED),
+    Bypass("13", "a fresh tmpfs in a new user namespace", NOT_COVERED, _new_user_namespace, SENSITIVE_NOTE, BLOCKED),
+    Bypass("14", "memfd_create, then execute", NOT_COVERED, _memory_file, "vm.memfd_noexec=2 closes it too (Linux 6.3)", BLOCKED),
     Bypass("15", "an unnamed file (O_TMPFILE), then execute", BLOCKED, _unnamed_file),
     Bypass("16", "ld.so ./unknown", BLOCKED, _loader),
     Bypass("17", "LD_PRELOAD=unknown.so", BLOCKED, _preload),

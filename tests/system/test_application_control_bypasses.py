@@ -1,7 +1,9 @@
 """Each known way round ends as the table says: on a real private gate, with the real worker as its judge."""
 
 import os
+import pathlib
 import shutil
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +23,8 @@ from tests.system.application_control_bypasses import (
     compile_ring,
 )
 from tests.system.application_control_worker import ApplicationControlWorker, hash_entry, ruleset
+from tests.system.gate_judges import wait_until
+from tests.system.test_guard import cgroup  # noqa: F401  a fixture
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="permission events need root"),
@@ -82,6 +86,38 @@ def test_a_known_way_round_ends_as_the_table_says(worker: ApplicationControlWork
 def _skip_what_this_kernel_lacks(ground: Ground, bypass: Bypass) -> None:
     if bypass.identity == "48" and not ground.ring:
         pytest.skip("this kernel has no io_uring")
+
+
+@pytest.mark.parametrize("bypass", [bypass for bypass in BYPASSES if bypass.with_guard], ids=lambda bypass: bypass.what)
+def test_the_kernel_guard_stops_what_no_mark_sees(
+    worker: ApplicationControlWorker,
+    ground: Ground,
+    bypass: Bypass,
+    cgroup: str,  # noqa: F811
+    tmp_path: pathlib.Path,
+) -> None:
+    with PrivateGate(str(tmp_path), worker.judges, guard_scope=cgroup) as gate:
+        wait_until(lambda: any(one["what"] == "guard" for one in gate.happenings), 30, "the guard")
+        if not any(one.get("level") for one in gate.happenings):
+            pytest.skip("no level of the guard loads here")
+        # The attacker alone is in the cgroup that the guard looks at.
+        attacker = os.fork()
+        if attacker == 0:
+            os._exit(_attack_in(cgroup, Ground(gate, ground.material, ground.ring), bypass))
+        assert os.waitstatus_to_exitcode(os.waitpid(attacker, 0)[1]) == 0, "it ran all the same"
+        # Of two programs of one name in one minute the second is counted with the first.
+        worker.wait(lambda: any(event.details.get("reason_code") == "out_of_sight" for event in worker.events), 10.0)
+
+
+def _attack_in(cgroup_directory: str, ground: Ground, bypass: Bypass) -> int:
+    """Attack until it fails, since the guard begins with the next look of the warden; returns 1 when it never does."""
+    with open(f"{cgroup_directory}/cgroup.procs", "w") as file:
+        file.write(str(os.getpid()))
+    until = time.monotonic() + 10
+    while bypass.attack(ground):
+        if time.monotonic() > until:
+            return 1
+    return 0
 
 
 @pytest.fixture(scope="module")

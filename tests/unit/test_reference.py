@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 import re
+import subprocess
 import sys
 from types import ModuleType
 
@@ -66,3 +67,8 @@ def test_links_between_pages_lead_somewhere():
         if "://" not in target and not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+def test_the_page_of_ways_round_says_what_the_tests_hold():
+    check = subprocess.run([sys.executable, ROOT / "scripts/ways_round.py", "--check"], check=False)
+    assert check.returncode == 0, "out of date: python scripts/ways_round.py"
