@@ -18,8 +18,8 @@ HEAD = """\
 
 Each line is an attack that the tests carry out on a real kernel, in *prevent* mode with the default settings and a policy that
 blocks inline code. *Level C* is fanotify alone; *level B* has the kernel guard beside it, which ends a program that no mark of
-fanotify saw before its first instruction. At *level A* (BPF LSM) the guard refuses such programs before they begin; `make test-vm`
-tests that on Debian's stock kernels 6.1 and 6.12. At level D nothing is held: what would be blocked is an event.
+fanotify saw before its first instruction. At *level A* (BPF LSM) the guard refuses such programs before they begin:
+`make test-vm` tests that on Debian's stock kernels 6.1 and 6.12. At level D nothing is held: what would be blocked is an event.
 
 | # | way round | level C | level B | remark |
 |---|---|---|---|---|
