@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 
@@ -84,9 +85,39 @@ def wait_for_subjects(api: ApiClient, folder: pathlib.Path, names: set[str], kin
     return list(found.values())
 
 
-def test_prove_sees_every_row(installed):
-    said = keibi("prove", "--home", str(installed.home), "--seconds", "20", expected=None)
-    assert "7 of 7 seen" in said, said
+def prove(installed: Installation) -> list[dict]:
+    return json.loads(keibi("prove", "--home", str(installed.home), "--seconds", "20", "--json", expected=None))
+
+
+def test_prove_sees_every_row_and_leaves_nothing_behind(installed):
+    rows = prove(installed)
+    assert [row for row in rows if row["outcome"] != "seen"] == []
+    counts = Counter(row["module"] for row in rows)
+    assert counts == {"integrity monitoring": 7, "anti malware": 5, "application control": 5}
+    api = installed.api()
+    assert api.get("/malware/quarantine", text=str(FOLDER))["items"] == []
+    assert "ac-own-proof" not in [ruleset["rule_id"] for ruleset in api.get("/software/rulesets")]
+
+
+def test_prove_says_which_modules_are_off_and_misses_nothing(installed):
+    api = installed.api()
+    (computer,) = api.get("/computers")["items"]
+    path = f"/policies/computers/{computer['computer_id']}"
+
+    def set_states(state: str | None) -> None:
+        modules = {name: {"state": state} for name in ("anti_malware", "application_control")}
+        api.call("PATCH", path, body={"expected_version": api.get(path)["version"], "modules": modules})
+
+    set_states("off")
+    try:
+        rows = prove(installed)
+    finally:
+        set_states(None)
+    assert {(row["module"], row["outcome"]) for row in rows} == {
+        ("integrity monitoring", "seen"),
+        ("anti malware", "off"),
+        ("application control", "off"),
+    }
 
 
 def test_a_changed_file_is_an_event_within_a_second(installed, folder):
@@ -148,6 +179,7 @@ def test_a_port_that_is_busy_is_named_with_what_to_do(tmp_path):
 def test_the_agent_tells_how_it_is(installed):
     config = str(installed.home / "agent.toml")
     status = json.loads(keibi("agent", "status", "--json", "--config", config))
-    (module,) = status["agent"]["modules"]
-    assert module["health"] in ("active", "warning")
+    modules = {module["module"]: module["health"] for module in status["agent"]["modules"]}
+    assert set(modules) == {"anti_malware", "application_control", "integrity_monitoring"}
+    assert set(modules.values()) <= {"active", "warning", "starting"}
     assert "outcome" in keibi("agent", "doctor", "--json", "--config", config, expected=None)
