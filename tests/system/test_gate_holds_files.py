@@ -392,3 +392,18 @@ def test_memory_is_locked_and_the_decider_comes_first(gate):
     except PermissionError:
         pytest.skip("this computer does not let root protect a process from the out-of-memory killer")
     assert content_of(f"/proc/{gate.decider_pid}/oom_score_adj").strip() == "-1000"
+
+
+def test_a_file_that_one_judge_denied_while_another_still_thinks_is_denied_to_the_next_as_well(judges, place, judge):
+    with (
+        ContentJudge(judges, "application_control", by_asker=True) as other,
+        PrivateGate(place, judges, settled_seconds=SETTLED_SECONDS) as gate,
+    ):
+        path, pid = gate.write("bad", BAD), gate.decider_pid
+        judge.hold()
+        for _ in range(3):
+            with pytest.raises(PermissionError):
+                gate.enter(lambda: content_of(path))
+        assert other.count(path, OPEN) == 3
+        assert gate.decider_pid == pid
+        assert gate.happenings == []

@@ -155,7 +155,9 @@ class Answering:
         if self._own.descends(pid):
             return True
         held = self._questions.about(identity, event, stamp_of(status))
-        if held is not None and held.events[0][1] != pid and self._is_by_asker(status.st_dev, event):
+        # Nobody waits any more where one judge has denied it and another is still to answer.
+        is_anothers = held is not None and (not held.events or held.events[0][1] != pid)
+        if is_anothers and self._is_by_asker(status.st_dev, event):
             held = None  # what one process may do says nothing of another that opens the same file meanwhile
         if held is None:
             return self._ask(event, descriptor, pid, status, identity, missing or needed)
