@@ -19,7 +19,9 @@ from keibi.protection.application_control.settings import ApplicationControlSett
 _BLOCKED = "software.blocked"
 _NOT_ALLOWED = 126
 """The exit code for a program that may not be executed, as shells give it."""
-_AGAIN_SECONDS = 0.05
+_AGAIN_SECONDS, _SELDOM_SECONDS = 0.05, 0.5
+_PATIENCE = 6
+"""How many times longer it is waited where the inventory is still being built."""
 _RULESET = "ac-own-proof"
 _RULESET_TEXT = f"""\
 id: {_RULESET}
@@ -33,7 +35,7 @@ action: block
 is_for_proofs: true
 entries: []
 """
-_KNOWN, _UNKNOWN, _CHANGED = "ran a known program", "ran an unknown program", "ran it after it was changed"
+_KNOWN, _UNKNOWN, _CHANGED = "ran a known program", "ran an unknown program", "ran a known program after a change"
 _SCRIPT, _DECIDED = "ran an unknown script", "blocked a known program everywhere"
 
 
@@ -64,8 +66,13 @@ def prove_software(manager: Manager, holding: Holding) -> Iterator[Row]:
 
 def _known_runs(prover: Prover, gate: PrivateGate, path: str) -> Row:
     started = time.monotonic()
-    # An agent that has just started may not have come to it yet.
-    if _comes(lambda: _run(gate, path) == 0, prover.manager.seconds):
+    seconds = prover.manager.seconds
+
+    def runs() -> bool:
+        return _run(gate, path) == 0
+
+    # An agent that has just started takes its inventory first, and may not have come to this program yet.
+    if _comes(runs, seconds) or (_builds(prover.manager) and _comes(runs, seconds * _PATIENCE, _SELDOM_SECONDS)):
         return prover.seen(_KNOWN, "it runs", "it ran", started)
     return prover.missed(_KNOWN, "it runs", f"it was blocked{_what_is_with(prover.manager)}")
 
@@ -73,8 +80,12 @@ def _known_runs(prover: Prover, gate: PrivateGate, path: str) -> Row:
 def _triggers(gate: PrivateGate, content: bytes) -> Iterator[Trigger]:
     """Yield the acts; each writes something that no computer has."""
 
-    def run(name: str, content: bytes) -> Callable[[], None]:
-        return lambda: _ran(gate, gate.write(name, content, mode=0o755))
+    def run(name: str, *contents: bytes) -> Callable[[], None]:
+        def act() -> None:
+            for content in contents:
+                _run(gate, gate.write(name, content, mode=0o755))
+
+        return act
 
     def because_of(reason: str) -> Callable[[dict[str, Any]], str]:
         def check(event: dict[str, Any]) -> str:
@@ -89,11 +100,11 @@ def _triggers(gate: PrivateGate, content: bytes) -> Iterator[Trigger]:
     unknown, changed = (content + b"proof " + secrets.token_hex(8).encode() for _ in range(2))
     script = f"#!/bin/sh\n# proof {secrets.token_hex(8)}\nexit 0\n".encode()
     for done, name, written, reason in (
-        (_UNKNOWN, "unknown/true", unknown, "unrecognised"),
-        (_CHANGED, "known/true", changed, "changed"),
-        (_SCRIPT, "script.sh", script, "unrecognised"),
+        (_UNKNOWN, "unknown/true", (unknown,), "unrecognised"),
+        (_CHANGED, "changed/true", (content, changed), "changed"),
+        (_SCRIPT, "script.sh", (script,), "unrecognised"),
     ):
-        yield Trigger(done, _BLOCKED, os.path.join(gate.directory, name), run(name, written), because_of(reason))
+        yield Trigger(done, _BLOCKED, os.path.join(gate.directory, name), run(name, *written), because_of(reason))
 
 
 def _blocked_by_decision(prover: Prover, gate: PrivateGate, content: bytes) -> Row:
@@ -155,21 +166,26 @@ def _run(gate: PrivateGate, path: str) -> int:
     return gate.run([path]).returncode
 
 
-def _ran(gate: PrivateGate, path: str) -> None:
-    _run(gate, path)
-
-
-def _comes(condition: Callable[[], bool], seconds: float) -> bool:
+def _comes(condition: Callable[[], bool], seconds: float, again_seconds: float = _AGAIN_SECONDS) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(_AGAIN_SECONDS)
+        time.sleep(again_seconds)
     return True
+
+
+def _builds(manager: Manager) -> bool:
+    """Whether the inventory is still being built."""
+    return _status(manager).get("health") == "starting"
 
 
 def _what_is_with(manager: Manager) -> str:
     """Return what the module says of itself, as the end of a sentence."""
+    said = _status(manager).get("message", "")
+    return f" ({said})" if said else ""
+
+
+def _status(manager: Manager) -> dict[str, Any]:
     status = manager.api.get(f"/computers/{manager.computer_id}").get("status") or {}
-    said = [one.get("message", "") for one in status.get("modules", []) if one["module"] == ModuleId.APPLICATION_CONTROL.value]
-    return f" ({said[0]})" if said and said[0] else ""
+    return next((one for one in status.get("modules", []) if one["module"] == ModuleId.APPLICATION_CONTROL.value), {})
