@@ -85,6 +85,18 @@ def wait_for_subjects(api: ApiClient, folder: pathlib.Path, names: set[str], kin
     return list(found.values())
 
 
+def wait_for_health(installed: Installation, wanted: set[str], seconds: float = 30.0) -> set[str]:
+    """Wait until every module is in one of these states; returns which modules there are."""
+    deadline = time.monotonic() + seconds
+    while True:
+        status = json.loads(keibi("agent", "status", "--json", "--config", str(installed.home / "agent.toml")))
+        modules = {module["module"]: module["health"] for module in status["agent"]["modules"]}
+        if set(modules.values()) <= wanted:
+            return set(modules)
+        assert time.monotonic() < deadline, modules
+        time.sleep(0.2)
+
+
 def prove(installed: Installation) -> list[dict]:
     return json.loads(keibi("prove", "--home", str(installed.home), "--seconds", "20", "--json", expected=None))
 
@@ -113,6 +125,7 @@ def test_prove_says_which_modules_are_off_and_misses_nothing(installed):
         rows = prove(installed)
     finally:
         set_states(None)
+    wait_for_health(installed, {"active", "warning", "starting"})
     assert {(row["module"], row["outcome"]) for row in rows} == {
         ("integrity monitoring", "seen"),
         ("anti malware", "off"),
@@ -178,8 +191,6 @@ def test_a_port_that_is_busy_is_named_with_what_to_do(tmp_path):
 
 def test_the_agent_tells_how_it_is(installed):
     config = str(installed.home / "agent.toml")
-    status = json.loads(keibi("agent", "status", "--json", "--config", config))
-    modules = {module["module"]: module["health"] for module in status["agent"]["modules"]}
-    assert set(modules) == {"anti_malware", "application_control", "integrity_monitoring"}
-    assert set(modules.values()) <= {"active", "warning", "starting"}
+    modules = wait_for_health(installed, {"active", "warning", "starting"})
+    assert modules == {"anti_malware", "application_control", "integrity_monitoring"}
     assert "outcome" in keibi("agent", "doctor", "--json", "--config", config, expected=None)
