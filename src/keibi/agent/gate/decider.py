@@ -82,6 +82,7 @@ class Decider:
         self._reason = str(begin["reason"])
         self._canary: int | None = None
         self._is_canary_awaited = False
+        self._is_held_back = False
         self._reconnect_at = 0.0
         self._state_at = 0.0
         self._metrics_at = 0.0
@@ -99,6 +100,7 @@ class Decider:
                 self._judges.reconnect()
             if now >= self._state_at:
                 self._tell_state(now)
+            self._hold_back()
             until = min(self._state_at, self._answering.next_due() or self._state_at)
             if not self._judges.are_served:
                 until = min(until, self._reconnect_at)
@@ -112,6 +114,13 @@ class Decider:
                         return
                 elif self._judges.serves(descriptor):
                     self._judges.on_ready(descriptor, events)
+
+    def _hold_back(self) -> None:
+        """Leave notifications in the kernel's queue while a judge is behind: they wait there at no cost of descriptors."""
+        is_held_back = any(link.is_behind for link in self._judges)
+        if is_held_back != self._is_held_back:
+            self._is_held_back = is_held_back
+            self._epoll.modify(self._notification.fd, 0 if is_held_back else select.EPOLLIN)
 
     def _read(self, group: fanotify.Group) -> None:
         try:

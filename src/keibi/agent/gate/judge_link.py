@@ -12,6 +12,7 @@ from keibi.agent.gate.judging import Terms, Told
 
 MAX_WAITING: Final = 2048
 """Messages that may wait for a judge that does not read; each may hold a descriptor."""
+BEHIND_WAITING: Final = 512
 
 
 @dataclass(eq=False)
@@ -61,6 +62,11 @@ class JudgeLink:
         self.own = frozenset((struct.unpack("3i", peer)[0],))
         self.connection = connection
         return True
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much waits to be sent that what nobody waits for should rather wait in the kernel."""
+        return len(self._waiting) >= BEHIND_WAITING
 
     def disconnect(self) -> None:
         """Hang up; what waited to be sent is dropped."""
