@@ -8,11 +8,13 @@ import os
 import platform
 import stat
 import struct
+import time
 from dataclasses import dataclass
 
 MAX_ARGUMENTS = 64
 MAX_ARGUMENT_BYTES = 4096
 _READ_BYTES = 64 * 1024
+_TRIES, _TRY_SECONDS = 100, 0.001
 _POINTER = struct.Struct("<Q")
 # execve(path, argv, envp) and execveat(dirfd, path, argv, envp, flags): number -> which argument is argv.
 _EXEC_CALLS = {"x86_64": {59: 1, 322: 2}, "aarch64": {221: 1, 281: 2}}.get(platform.machine(), {})
@@ -106,13 +108,21 @@ def open_flags_of(pid: int) -> int | None:
 
 
 def _call_of(pid: int) -> list[int] | None:
-    """Return the number of the system call in which a process waits, and its six arguments; None when it is in none."""
-    try:
-        with open(f"/proc/{pid}/syscall", "rb") as file:
-            fields = file.read(512).split()
-        return [int(fields[0]), *(int(field, 16) for field in fields[1:7])]
-    except (OSError, ValueError, IndexError):
-        return None
+    """Return the number of the system call in which a process waits, and its six arguments; None when it is in none.
+
+    A held process wakes for a moment whenever any other one is answered, and the kernel then says no more than that it runs.
+    """
+    for _ in range(_TRIES):
+        try:
+            with open(f"/proc/{pid}/syscall", "rb") as file:
+                fields = file.read(512).split()
+            if fields[:1] == [b"running"]:
+                time.sleep(_TRY_SECONDS)
+                continue
+            return [int(fields[0]), *(int(field, 16) for field in fields[1:7])]
+        except (OSError, ValueError, IndexError):
+            return None
+    return None
 
 
 def descriptor_kind(pid: int, number: int) -> str:
