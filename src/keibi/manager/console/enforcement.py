@@ -29,7 +29,6 @@ HOLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "C": (
             N_("Programs that exist in memory only (memfd) are not seen."),
-            N_("A store through a shared memory mapping after the approval is not noticed."),
             N_("Code that an interpreter takes from its command line is judged by the policy for interpreters only."),
         ),
         "D": (N_("Everything runs; what a policy would block is an event."),),
