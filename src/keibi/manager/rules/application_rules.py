@@ -8,9 +8,10 @@ import msgspec
 from keibi.errors import InputError
 from keibi.manager.rules.model import Trial, Words
 from keibi.protection.application_control.engine import compile_rules, facts_of
-from keibi.protection.application_control.rule_files import RuleProblem, rule_from_builtins
+from keibi.protection.application_control.rule_files import rule_from_builtins
 from keibi.protection.application_control.rules import Rule, RuleAction, Sample
 from keibi.protection.application_control.settings import ApplicationControlSettings
+from keibi.protection.rule_shape import RuleProblem
 
 _HINT = "software has path, and as far as they matter sha256, package, version, origin, signer, user, uid and inline"
 

@@ -13,10 +13,11 @@ from keibi.manager.rules.malware_rules import read_malware_rule, try_malware_rul
 from keibi.manager.rules.model import Problem, Trial, Words
 from keibi.manager.rules.yaml_text import YamlProblem, parse_path, read_yaml, write_path
 from keibi.protection.integrity_monitoring.engine import CompiledRules, compile_rules, judge
-from keibi.protection.integrity_monitoring.patterns import substitute
-from keibi.protection.integrity_monitoring.rule_files import RuleProblem, rule_from_builtins
+from keibi.protection.integrity_monitoring.rule_files import rule_from_builtins
 from keibi.protection.integrity_monitoring.rules import Change, Rule, Sample
 from keibi.protection.integrity_monitoring.settings import IntegrityMonitoringSettings
+from keibi.protection.patterns import substitute
+from keibi.protection.rule_shape import RuleProblem
 
 
 class FoundProblem(Protocol):

@@ -25,7 +25,7 @@ from keibi.protection.application_control.rules import (
     SignerEntry,
 )
 from keibi.protection.application_control.settings import ApplicationControlSettings, InlineCode, Unrecognised
-from keibi.protection.integrity_monitoring.patterns import Patterns
+from keibi.protection.patterns import Patterns
 
 
 class Standing(StrEnum):

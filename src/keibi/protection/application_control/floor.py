@@ -6,7 +6,7 @@ there when protection began. A file that somebody puts at such a path later is j
 
 from collections.abc import Iterable
 
-from keibi.protection.integrity_monitoring.patterns import Patterns
+from keibi.protection.patterns import Patterns
 
 LOGIN_AND_PACKAGES = (
     "/usr/lib/systemd/**",

@@ -1,8 +1,6 @@
 """Checking a ruleset as it was written: the shape, then what it means, with every problem and its place at once."""
 
-import difflib
 import re
-from dataclasses import dataclass
 
 import msgspec
 
@@ -21,24 +19,12 @@ from keibi.protection.application_control.rules import (
     Samples,
     SignerEntry,
 )
-from keibi.protection.integrity_monitoring.patterns import Patterns
+from keibi.protection.patterns import Patterns
+from keibi.protection.rule_shape import RuleProblem, check_names, check_techniques, fields_of, shape_problem
 
-_ID = re.compile(r"ac-[a-z0-9]+(-[a-z0-9]+)*")
-_TECHNIQUE = re.compile(r"T\d{4}(\.\d{3})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _KEY_ID = re.compile(r"([0-9A-Fa-f]{16}|[0-9A-Fa-f]{40}|[0-9A-Fa-f]{64})")
-_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `([^`]*)`")
-_STRUCTS = (Rule, HashEntry, PackageEntry, SignerEntry, PathEntry, InterpreterEntry, AppliesTo, Samples, Sample)
-_FIELDS = sorted({field.name for struct in _STRUCTS for field in msgspec.structs.fields(struct)} | {"kind"})
-
-
-@dataclass(frozen=True)
-class RuleProblem:
-    """One thing that is wrong with a ruleset. `path` is its place: "entries[0].sha256", or "" for the whole."""
-
-    path: str
-    message: str
-    hint: str = ""
+_FIELDS = fields_of((Rule, HashEntry, PackageEntry, SignerEntry, PathEntry, InterpreterEntry, AppliesTo, Samples, Sample), "kind")
 
 
 def rule_from_builtins(written: object, *, needs_samples: bool = False) -> tuple[Rule | None, list[RuleProblem]]:
@@ -50,43 +36,15 @@ def rule_from_builtins(written: object, *, needs_samples: bool = False) -> tuple
     try:
         rule = msgspec.convert(written, Rule)
     except msgspec.ValidationError as error:
-        return None, [_shape_problem(str(error))]
+        return None, [shape_problem(error, _FIELDS)]
     problems = [
-        *_check_names(rule),
+        *check_names(rule, "ac"),
+        *check_techniques(rule.techniques),
         *(problem for number, entry in enumerate(rule.entries) for problem in _check_entry(entry, rule, f"entries[{number}]")),
     ]
     if not problems and (rule.samples is not None or needs_samples):
         problems += [RuleProblem("samples", wrong) for wrong in check_samples(rule)]
     return rule, problems
-
-
-def _shape_problem(said: str) -> RuleProblem:
-    message, _, place = said.partition(" - at `")
-    path = place.rstrip("`").removeprefix("$").removeprefix(".")
-    if found := _UNKNOWN_FIELD.search(message):
-        near = difflib.get_close_matches(found[1], _FIELDS, n=1)
-        return RuleProblem(
-            f"{path}.{found[1]}".lstrip("."), f"there is no field {found[1]!r} here", f"did you mean {near[0]!r}?" if near else ""
-        )
-    return RuleProblem(path, message)
-
-
-def _check_names(rule: Rule) -> list[RuleProblem]:
-    problems = []
-    if not _ID.fullmatch(rule.id):
-        problems.append(
-            RuleProblem("id", f"{rule.id!r} is no rule id", "begin with ac-, then words in lower case with - between them")
-        )
-    if rule.version < 1:
-        problems.append(RuleProblem("version", f"a version counts from 1, and this is {rule.version}"))
-    if not rule.title.en.strip():
-        problems.append(RuleProblem("title.en", "a rule needs a title"))
-    problems += [
-        RuleProblem(f"techniques[{number}]", f"{technique!r} is no MITRE ATT&CK technique", "write T1053 or T1053.003")
-        for number, technique in enumerate(rule.techniques)
-        if not _TECHNIQUE.fullmatch(technique)
-    ]
-    return problems
 
 
 def _check_entry(entry: Entry, rule: Rule, path: str) -> list[RuleProblem]:

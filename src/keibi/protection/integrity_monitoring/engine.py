@@ -11,7 +11,6 @@ from typing import Any
 from keibi.contract.names import Severity
 from keibi.errors import InputError
 from keibi.protection.base import escape_name, outermost
-from keibi.protection.integrity_monitoring.patterns import Patterns, has_variable, substitute
 from keibi.protection.integrity_monitoring.rules import (
     ATTRIBUTE_GROUPS,
     FILE_ATTRIBUTES,
@@ -21,6 +20,7 @@ from keibi.protection.integrity_monitoring.rules import (
     Rule,
 )
 from keibi.protection.integrity_monitoring.settings import IntegrityMonitoringSettings
+from keibi.protection.patterns import Patterns, has_variable, substitute
 
 FILE_TYPES = (EntityType.FILE, EntityType.DIRECTORY)
 REGISTRY_TYPES = (EntityType.REGISTRY_KEY, EntityType.REGISTRY_VALUE)

@@ -5,7 +5,7 @@ import os
 from keibi.agent.gate.judging import FileKey
 from keibi.agent.modules.application_control.contents import sha256_of
 from keibi.agent.modules.application_control.inventory import Inventory
-from keibi.protection.integrity_monitoring.patterns import Patterns
+from keibi.protection.patterns import Patterns
 
 MAX_KNOWN = 4096
 

@@ -16,7 +16,7 @@ from keibi.errors import InputError
 from keibi.protection.application_control.engine import CompiledRules, compile_rules
 from keibi.protection.application_control.rules import Rule
 from keibi.protection.application_control.settings import ApplicationControlSettings, InlineCode, Unrecognised
-from keibi.protection.integrity_monitoring.patterns import Patterns
+from keibi.protection.patterns import Patterns
 
 GATE_PLACES_LIMIT = 1000
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keibi.errors import InputError
-from keibi.protection.integrity_monitoring.patterns import Patterns, substitute
+from keibi.protection.patterns import Patterns, substitute
 
 
 def model(pattern: list[str], name: list[str]) -> bool:
