@@ -9,7 +9,6 @@ microseconds; an event is written in the transaction of what it tells of.
 import argparse
 import contextlib
 import os
-import pwd
 import queue
 import resource
 import signal
@@ -19,7 +18,6 @@ import threading
 
 from keibi.agent.core_socket import CoreSocket
 from keibi.agent.judge_server import JudgeServer
-from keibi.agent.linux import sandbox
 from keibi.agent.linux.accounts import AccountNames
 from keibi.agent.modules.application_control.building import BUILT_SETTING
 from keibi.agent.modules.application_control.director import Director
@@ -32,10 +30,10 @@ from keibi.agent.modules.application_control.packages import Packages
 from keibi.agent.modules.application_control.reporting import Reporter
 from keibi.agent.ports import Hello, Stop, ToWorker
 from keibi.agent.process_book import ProcessBook
+from keibi.agent.walls import forbid_system_calls, live_without_root
 from keibi.contract.names import ModuleId
 from keibi.contract.status import Capability
 
-USER = "keibi-agent"
 CAPABILITIES = ("CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE", "CAP_LEASE")
 """To read what it judges, to look at who asks, and to be told by the kernel whether a file has writers."""
 INBOX_FRAMES = 200
@@ -44,32 +42,10 @@ DESCRIPTORS = 8192
 
 def give_up_power(state_directory: str) -> list[Capability]:
     """Become an ordinary user that may read; return which walls stand, with the reason where one does not."""
-    walls = []
-    if os.geteuid() == 0:
-        try:
-            account = pwd.getpwnam(USER)
-        except KeyError:
-            reason = f"there is no user {USER}: 'keibi up' makes it"
-            walls.append(Capability("application_control_worker_without_root", False, reason))
-        else:
-            _give_to(state_directory, account.pw_uid, account.pw_gid)
-            sandbox.drop_privileges(USER, CAPABILITIES)
-            # The kernel forgets this wish when a process becomes another user.
-            sandbox.die_with_parent(signal.SIGKILL)
-            walls.append(Capability("application_control_worker_without_root", True))
-    try:
-        sandbox.forbid_system_calls()
-        walls.append(Capability("seccomp", True))
-    except (OSError, KeyError) as error:
-        walls.append(Capability("seccomp", False, f"not on this machine: {error}"))
-    return walls
-
-
-def _give_to(directory: str, uid: int, gid: int) -> None:
-    for parent, directories, files in os.walk(directory):
-        for name in (*directories, *files):
-            os.chown(os.path.join(parent, name), uid, gid, follow_symlinks=False)
-    os.chown(directory, uid, gid)
+    return [
+        *live_without_root("application_control_worker_without_root", state_directory, CAPABILITIES),
+        forbid_system_calls(),
+    ]
 
 
 def _allow_descriptors() -> None:

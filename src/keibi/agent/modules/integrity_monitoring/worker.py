@@ -7,7 +7,6 @@ system. The baseline is written by whoever holds the examiner's lock, and an eve
 
 import argparse
 import os
-import pwd
 import queue
 import signal
 import socket
@@ -15,7 +14,6 @@ import sys
 import threading
 
 from keibi.agent.core_socket import CoreSocket
-from keibi.agent.linux import sandbox
 from keibi.agent.linux.accounts import AccountNames
 from keibi.agent.modules.integrity_monitoring.baseline import Baseline
 from keibi.agent.modules.integrity_monitoring.contents import PackageKnowledge
@@ -23,10 +21,10 @@ from keibi.agent.modules.integrity_monitoring.director import Director
 from keibi.agent.modules.integrity_monitoring.entities import EntityCollectors
 from keibi.agent.modules.integrity_monitoring.examiner import Examiner
 from keibi.agent.ports import Hello, Stop, ToWorker
+from keibi.agent.walls import forbid_system_calls, live_without_root
 from keibi.contract.status import Capability
 from keibi.errors import RefusedError
 
-USER = "keibi-agent"
 CAPABILITIES = ("CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE")
 INBOX_FRAMES = 200
 """Frames that may wait; then the core waits, and tells what was missed meanwhile."""
@@ -34,32 +32,9 @@ INBOX_FRAMES = 200
 
 def give_up_power(state_directory: str) -> list[Capability]:
     """Become an ordinary user that may read; return which walls stand, with the reason where one does not."""
-    walls = []
-    if os.geteuid() == 0:
-        try:
-            account = pwd.getpwnam(USER)
-        except KeyError:
-            walls.append(Capability("integrity_worker_without_root", False, f"there is no user {USER}: 'keibi up' makes it"))
-        else:
-            _give_to(state_directory, account.pw_uid, account.pw_gid)
-            sandbox.drop_privileges(USER, CAPABILITIES, for_children=True)
-            # The kernel forgets this wish when a process becomes another user.
-            sandbox.die_with_parent(signal.SIGKILL)
-            walls.append(Capability("integrity_worker_without_root", True))
+    walls = live_without_root("integrity_worker_without_root", state_directory, CAPABILITIES, for_children=True)
     # Not Landlock: who is in a Landlock domain may not look at processes outside it, and so cannot say whose port it is.
-    try:
-        sandbox.forbid_system_calls()
-        walls.append(Capability("seccomp", True))
-    except (OSError, KeyError) as error:
-        walls.append(Capability("seccomp", False, f"not on this machine: {error}"))
-    return walls
-
-
-def _give_to(directory: str, uid: int, gid: int) -> None:
-    for parent, directories, files in os.walk(directory):
-        for name in (*directories, *files):
-            os.chown(os.path.join(parent, name), uid, gid, follow_symlinks=False)
-    os.chown(directory, uid, gid)
+    return [*walls, forbid_system_calls()]
 
 
 def fingerprint_key(state_directory: str) -> bytes:
