@@ -1,10 +1,9 @@
 """Content: a pattern set is imported in the browser, its report read, used in a policy, and returned to an older version."""
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 
-from tests.console.conftest import Watched, new_context
-from tests.console.test_pages import LOOKED_AT, RULES, set_preferences
+from tests.console.conftest import new_context
+from tests.console.usable import assert_usable, both_ways
 
 GOOD = 'rule zq_one { meta: license = "MIT" strings: $a = "zq-one" condition: $a }\n'
 BAD = "rule zq_bad { condition: $nowhere }\n"
@@ -73,25 +72,9 @@ def test_a_file_without_use_is_told_in_words(imported, seeded, tmp_path):
     assert "MD5" in imported.inner_text("main")
 
 
-@pytest.mark.parametrize(("language", "theme", "width"), [("en", "light", 1440), ("ja", "dark", 390)])
-def test_the_pages_can_be_used_by_everyone(imported, seeded, browser, signed_in_state, language, theme, width):
-    context = new_context(
-        browser, storage_state=signed_in_state, viewport={"width": width, "height": 844}, reduced_motion="reduce"
-    )
-    watched = Watched(context.new_page())
-    page = watched.page
-    set_preferences(page, seeded, language, theme)
-    page.goto(f"{seeded.url}/content")
-    page.click("table.list a.primary")
-    found = []
-    for address in (f"{seeded.url}/content#new", page.url):
-        watched.troubles.clear()
-        page.goto(address)
-        if page.evaluate("document.documentElement.scrollWidth") > width:
-            found.append(f"{address} is too wide")
-        found += watched.troubles
-        for violation in Axe().run(page, LOOKED_AT, RULES).response["violations"]:
-            found.append(f"{address}: {violation['id']}: {[node['html'][:160] for node in violation['nodes'][:3]]}")
-    set_preferences(page, seeded, "en", "system")
-    context.close()
-    assert found == []
+@both_ways
+def test_the_pages_can_be_used_by_everyone(imported, seeded, browser, language, theme, width):
+    imported.goto(f"{seeded.url}/content")
+    imported.click("table.list a.primary")
+    addresses = ["/content#new", imported.url.removeprefix(seeded.url)]
+    assert_usable(browser, seeded, addresses, language=language, theme=theme, width=width)

@@ -4,13 +4,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from tests.console.conftest import Watched, new_context, sign_in
-
-RULES = {
-    "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]},
-    "resultTypes": ["violations"],
-}
-LOOKED_AT = {"exclude": [["table.list tbody tr:nth-child(n+7)"]]}
-"""The rows of a long list are alike; half a dozen of them is looked at."""
+from tests.console.usable import RULES, assert_usable, both_ways
 
 
 def addresses(seeded):
@@ -45,40 +39,10 @@ def addresses(seeded):
     ]
 
 
-def set_preferences(page, seeded, language, theme):
-    page.goto(f"{seeded.url}/account")
-    page.select_option("#f-language", language)
-    page.select_option("#f-theme", theme)
-    with page.expect_navigation():
-        page.locator('form[action="/account/preferences"] button').click()
-
-
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("language", "theme", "width"), [("en", "light", 1440), ("ja", "dark", 390)])
-def test_every_page_loads_obeys_its_policy_and_can_be_used_by_everyone(seeded, browser, signed_in_state, language, theme, width):
-    context = new_context(
-        browser, storage_state=signed_in_state, viewport={"width": width, "height": 844}, reduced_motion="reduce"
-    )
-    watched = Watched(context.new_page())
-    page = watched.page
-    set_preferences(page, seeded, language, theme)
-    found = []
-    for address in addresses(seeded):
-        watched.troubles.clear()
-        answer = page.goto(seeded.url + address)
-        page.wait_for_function("() => !document.querySelector('[data-chart]:not([data-drawn])')")
-        assert answer.status == 200, address
-        assert page.get_attribute("html", "lang") == language
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        if wide > width:
-            found.append(f"{address}: {wide} pixels wide")
-        found += [f"{address}: {trouble}" for trouble in watched.troubles]
-        for violation in Axe().run(page, LOOKED_AT, RULES).response["violations"]:
-            nodes = "; ".join(node["html"][:160] for node in violation["nodes"][:3])
-            found.append(f"{address}: {violation['id']}: {nodes}")
-    set_preferences(page, seeded, "en", "system")
-    context.close()
-    assert not found, "\n".join(found)
+@both_ways
+def test_every_page_loads_obeys_its_policy_and_can_be_used_by_everyone(seeded, browser, language, theme, width):
+    assert_usable(browser, seeded, addresses(seeded), language=language, theme=theme, width=width)
 
 
 def test_the_sign_in_page_can_be_used_by_everyone(seeded, browser):

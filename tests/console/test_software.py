@@ -17,7 +17,7 @@ from keibi.contract.unlock import is_code
 from tests.console.conftest import Watched, get_token, new_context, serving, sign_in
 from tests.console.seeding import SeedComputer
 from tests.console.software_seeding import NO_GATE, module_status, sha256_of, tell_of_software
-from tests.console.test_pages import LOOKED_AT, RULES, set_preferences
+from tests.console.usable import RULES, assert_usable, both_ways
 
 GATE = [
     Capability("fanotify_permission_events", is_available=True),
@@ -97,17 +97,10 @@ def rows(page):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("language", "theme", "width"), [("en", "light", 1440), ("ja", "dark", 390)])
+@both_ways
 def test_every_page_about_software_loads_and_can_be_used_by_everyone(software, browser, language, theme, width):
-    context = new_context(
-        browser, storage_state=software.cookies, viewport={"width": width, "height": 844}, reduced_motion="reduce"
-    )
-    watched = Watched(context.new_page())
-    page = watched.page
-    set_preferences(page, software, language, theme)
     web, database = software.computers["web-01"].computer_id, software.computers["db-01"].computer_id
-    found = []
-    for address in (
+    addresses = [
         "/",
         "/events/software",
         "/events/software?by=computer&standing=all",
@@ -120,21 +113,8 @@ def test_every_page_about_software_loads_and_can_be_used_by_everyone(software, b
         f"/computers/{database}/software",
         *(f"/events/{software.events[name].event_id}" for name in ("miner", "tool", "inline")),
         "/rules/new?module=application_control",
-    ):
-        watched.troubles.clear()
-        answer = page.goto(software.url + address)
-        page.wait_for_function("() => !document.querySelector('[data-chart]:not([data-drawn])')")
-        assert answer.status == 200, address
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        if wide > width:
-            found.append(f"{address}: {wide} pixels wide")
-        found += [f"{address}: {trouble}" for trouble in watched.troubles]
-        for violation in Axe().run(page, LOOKED_AT, RULES).response["violations"]:
-            nodes = "; ".join(node["html"][:160] for node in violation["nodes"][:3])
-            found.append(f"{address}: {violation['id']}: {nodes}")
-    set_preferences(page, software, "en", "system")
-    context.close()
-    assert not found, "\n".join(found)
+    ]
+    assert_usable(browser, software, addresses, language=language, theme=theme, width=width)
 
 
 def test_a_miner_is_blocked_everywhere_after_a_preview_and_unblocked_again(open_software, software):
