@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from keibi.agent.due_times import next_time
 from keibi.agent.modules.integrity_monitoring import commands, policies
 from keibi.agent.modules.integrity_monitoring.baseline import VersionKind
 from keibi.agent.modules.integrity_monitoring.content_store import ContentStore
@@ -324,7 +325,7 @@ class Director:
         self._next_scan_at = None
         if self._policy is None or not (schedule := self._policy.settings.scan_schedule.strip()):
             return
-        self._next_scan_at = policies.next_scan_at(schedule)
+        self._next_scan_at = next_time(schedule)
 
     def _scan_goes_on(self, job: ScanJob, progress: ScanProgress, share: float | None) -> None:
         said = f"{progress.entry_count:,} entries, {progress.hashed_count:,} files read, now {escape_name(progress.current)}"

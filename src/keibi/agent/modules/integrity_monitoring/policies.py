@@ -2,14 +2,13 @@
 
 import fnmatch
 from collections.abc import Iterable
-from datetime import datetime
 
-import cronsim
 import msgspec
 
+from keibi.agent.due_times import next_time
 from keibi.agent.linux import software
 from keibi.contract.policy import ModulePolicy
-from keibi.errors import InputError, KeibiError
+from keibi.errors import KeibiError
 from keibi.protection.integrity_monitoring.engine import CompiledRules, compile_rules
 from keibi.protection.integrity_monitoring.rules import Rule
 from keibi.protection.integrity_monitoring.settings import IntegrityMonitoringSettings
@@ -24,7 +23,7 @@ def read_policy(policy: ModulePolicy) -> tuple[IntegrityMonitoringSettings, list
     """
     settings = msgspec.json.decode(policy.settings, type=IntegrityMonitoringSettings)
     if settings.scan_schedule.strip():
-        next_scan_at(settings.scan_schedule)
+        next_time(settings.scan_schedule)
     return settings, _that_fit(_rules(policy))
 
 
@@ -65,17 +64,3 @@ def covered_rules(stored: bytes | None) -> CompiledRules | None:
         return compile_rules(_rules(policy), settings)
     except (msgspec.DecodeError, KeibiError):
         return None  # what it watched is not known, so nothing is taken silently
-
-
-def next_scan_at(schedule: str) -> float:
-    """Return when the schedule is due next, by this computer's clock and time zone.
-
-    Raises:
-        InputError: `schedule_invalid`: these are no five cron fields, or they name a date that never comes.
-    """
-    try:
-        return next(cronsim.CronSim(schedule.strip(), datetime.now().astimezone().replace(tzinfo=None))).timestamp()
-    except (cronsim.CronSimError, StopIteration) as error:
-        raise InputError(
-            "schedule_invalid", f"{schedule!r} is no schedule: {error}", hint="five fields, such as 17 3 * * *"
-        ) from error
