@@ -89,7 +89,8 @@ class ContentJudge:
         self.asked.append(asked)
         self._go.wait(30)
         self.also(asked)
-        if asked.question.is_held:
-            is_allowed = not self.deny_all and BAD not in os.pread(asked.descriptor, 65536, 0)
-            asked.answer(is_allowed=is_allowed, remember=self.remember)
+        is_allowed = not self.deny_all and BAD not in os.pread(asked.descriptor, 65536, 0)
+        # First: whoever is answered may unmount at once what this descriptor would keep busy.
         asked.close()
+        if asked.question.is_held:
+            asked.answer(is_allowed=is_allowed, remember=self.remember)

@@ -24,7 +24,6 @@ from tests.system.application_control_bypasses import (
 )
 from tests.system.application_control_worker import ApplicationControlWorker, hash_entry, ruleset
 from tests.system.gate_judges import wait_until
-from tests.system.test_guard import cgroup  # noqa: F401  a fixture
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="permission events need root"),
@@ -93,7 +92,7 @@ def test_the_kernel_guard_stops_what_no_mark_sees(
     worker: ApplicationControlWorker,
     ground: Ground,
     bypass: Bypass,
-    cgroup: str,  # noqa: F811
+    cgroup: str,
     tmp_path: pathlib.Path,
 ) -> None:
     with PrivateGate(str(tmp_path), worker.judges, guard_scope=cgroup) as gate:

@@ -28,17 +28,6 @@ pytestmark = [
 
 
 @pytest.fixture
-def judges(tmp_path) -> str:
-    return str(tmp_path / "judges")
-
-
-@pytest.fixture
-def place(tmp_path) -> str:
-    (tmp_path / "place").mkdir()
-    return str(tmp_path / "place")
-
-
-@pytest.fixture
 def judge(judges) -> Iterator[ContentJudge]:
     with ContentJudge(judges, mode=PREVENT, events=(OPEN,)) as judge:
         yield judge

@@ -10,7 +10,7 @@ from keibi.agent.gate.guard import Guard
 from keibi.agent.gate.judging import GUARD_ENFORCE, GUARD_OFF, GUARD_REPORT
 from keibi.agent.gate.private import PrivateGate
 from tests.system.gate_judges import ContentJudge, wait_until
-from tests.system.test_guard import FRESH_TMPFS, MEMFD, cgroup, refused, run  # noqa: F401  cgroup is a fixture
+from tests.system.test_guard import FRESH_TMPFS, MEMFD, refused, run
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="permission events need root"),
@@ -18,27 +18,19 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def judges(tmp_path) -> str:
+@pytest.fixture(autouse=True)
+def needs_a_guard() -> None:
     loaded, reason = Guard.load()
     if loaded is None:
         pytest.skip(f"no level of the guard loads here: {reason}")
     loaded.close()
-    return str(tmp_path / "judges")
-
-
-@pytest.fixture
-def place(tmp_path) -> str:
-    (tmp_path / "place").mkdir()
-    tmp_path.chmod(0o755)
-    return str(tmp_path / "place")
 
 
 def guard_is_there(gate: PrivateGate) -> None:
     wait_until(lambda: any(one["what"] == "guard" and one["level"] for one in gate.happenings), 30, "the guard")
 
 
-def test_a_program_in_memory_is_stopped_and_told(cgroup, judges, place):  # noqa: F811
+def test_a_program_in_memory_is_stopped_and_told(cgroup, judges, place):
     with (
         ContentJudge(judges, "application_control", guard=GUARD_ENFORCE) as judge,
         PrivateGate(place, judges, guard_scope=cgroup) as gate,
@@ -56,7 +48,7 @@ def test_a_program_in_memory_is_stopped_and_told(cgroup, judges, place):  # noqa
         wait_until(lambda: run(cgroup, MEMFD) == 0, 10, "off")
 
 
-def test_what_is_only_watched_is_told_and_runs(cgroup, judges, place):  # noqa: F811
+def test_what_is_only_watched_is_told_and_runs(cgroup, judges, place):
     with (
         ContentJudge(judges, "application_control", guard=GUARD_REPORT) as judge,
         PrivateGate(place, judges, guard_scope=cgroup) as gate,
@@ -71,7 +63,7 @@ def test_what_is_only_watched_is_told_and_runs(cgroup, judges, place):  # noqa: 
         assert all(told.was_allowed for told in judge.told if told.what == "guarded")
 
 
-def test_when_the_gate_is_gone_so_is_the_guard(cgroup, judges, place):  # noqa: F811
+def test_when_the_gate_is_gone_so_is_the_guard(cgroup, judges, place):
     with ContentJudge(judges, "application_control", guard=GUARD_ENFORCE):
         with PrivateGate(place, judges, guard_scope=cgroup) as gate:
             guard_is_there(gate)

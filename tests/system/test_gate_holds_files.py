@@ -21,18 +21,6 @@ OTHER_USER = 65534
 
 
 @pytest.fixture
-def judges(tmp_path) -> str:
-    return str(tmp_path / "judges")
-
-
-@pytest.fixture
-def place(tmp_path) -> str:
-    (tmp_path / "place").mkdir()
-    tmp_path.chmod(0o755)
-    return str(tmp_path / "place")
-
-
-@pytest.fixture
 def judge(judges) -> Iterator[ContentJudge]:
     with ContentJudge(judges) as judge:
         yield judge

@@ -23,18 +23,6 @@ pytestmark = [
 HERE = os.path.dirname(__file__)
 
 
-@pytest.fixture
-def judges(tmp_path) -> str:
-    (tmp_path / "judges").mkdir()
-    return str(tmp_path / "judges")
-
-
-@pytest.fixture
-def place(tmp_path) -> str:
-    (tmp_path / "place").mkdir()
-    return str(tmp_path / "place")
-
-
 @contextlib.contextmanager
 def judge_process(judges: str, module: str = "anti_malware", **terms: object) -> Iterator[subprocess.Popen[str]]:
     program = subprocess.Popen(

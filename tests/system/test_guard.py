@@ -1,6 +1,5 @@
 """The kernel guard at the level that this kernel takes. It looks only at a cgroup that each test makes for itself."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -38,26 +37,6 @@ with open(sys.argv[1] + "/cgroup.procs", "w") as file:
     file.write(str(os.getpid()))
 os.execv("/mnt/true", ["true"])
 """
-
-
-def unified_hierarchy() -> str | None:
-    with open("/proc/mounts") as mounts:
-        return next((line.split()[1] for line in mounts if line.split()[2] == "cgroup2"), None)
-
-
-@pytest.fixture
-def cgroup():
-    root = unified_hierarchy()
-    if root is None:
-        pytest.skip("no cgroup v2 hierarchy is mounted here")
-    path = os.path.join(root, f"keibi-guard-{os.getpid()}")
-    os.mkdir(path)
-    yield path
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            os.rmdir(path)
-            return
 
 
 @pytest.fixture
