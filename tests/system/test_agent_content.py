@@ -169,6 +169,8 @@ def test_from_the_command_line_to_the_disk_of_a_computer(tmp_path):
         (folder / "two.yar").write_text(RULE.replace("zq_content", "zq_second"))
         assert "version 2 of public-rules" in keibi("import", str(folder))
         wait_for(lambda: in_force(agent) == 3, "the policy with the newer version", 30.0)
+        # What nothing names any more goes a moment after that.
+        wait_for(lambda: len(kept_by(agent)) == 1, "the older version is gone", 10.0)
         (second,) = kept_by(agent)
         assert "zq_second" in (agent.state / "content" / second).read_text()
         assert "at version 1 now" in keibi("rollback", "public-rules", "1")
