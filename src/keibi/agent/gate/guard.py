@@ -34,7 +34,7 @@ _HAPPENING: Final = struct.Struct("=IIQII64s")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
 _BPF: Final = {"x86_64": 321, "aarch64": 280}
-_LOOKUP, _UPDATE, _DELETE = 1, 2, 3
+_UPDATE, _DELETE = 2, 3
 _RING_BYTES: Final = 1 << 18
 _BUSY: Final = 1 << 31
 _DISCARDED: Final = 1 << 30
@@ -62,34 +62,27 @@ class Map:
         self._libc.syscall.restype = ctypes.c_long
         self._call = _BPF[platform.machine()]
 
-    def get(self, key: bytes) -> int | None:
-        """Return the 32-bit value that stands for a key; None: nothing does."""
-        value = ctypes.create_string_buffer(4)
-        return _U32.unpack(value.raw)[0] if self._bpf(_LOOKUP, key, value) else None
-
     def put(self, key: bytes, value: bytes) -> None:
         """Let a value stand for a key.
 
         Raises:
             OSError: E2BIG or ENOMEM, the map is full.
         """
-        self._bpf(_UPDATE, key, ctypes.create_string_buffer(value, len(value)))
+        self._bpf(_UPDATE, key, value)
 
     def drop(self, key: bytes) -> None:
         """Let nothing stand for a key."""
         with contextlib.suppress(FileNotFoundError):
-            self._bpf(_DELETE, key, None)
+            self._bpf(_DELETE, key, b"")
 
-    def _bpf(self, command: int, key: bytes, value: "ctypes.Array[ctypes.c_char] | None") -> bool:
-        key_buffer = ctypes.create_string_buffer(key, len(key))
-        address = ctypes.addressof(value) if value is not None else 0
-        attributes = struct.pack("=IxxxxQQQ", self._fd, ctypes.addressof(key_buffer), address, 0)
+    def _bpf(self, command: int, key: bytes, value: bytes) -> None:
+        key_buffer, value_buffer = (ctypes.create_string_buffer(data, len(data)) for data in (key, value))
+        attributes = struct.pack(
+            "=IxxxxQQQ", self._fd, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer) if value else 0, 0
+        )
         if self._libc.syscall(ctypes.c_long(self._call), ctypes.c_long(command), attributes, ctypes.c_long(len(attributes))) < 0:
             number = ctypes.get_errno()
-            if command == _LOOKUP:
-                return False
             raise OSError(number, f"the guard's map: {os.strerror(number)}")
-        return True
 
 
 class FileStates:
@@ -109,10 +102,6 @@ class FileStates:
             self._map.put(key, _U32.pack(state))
         else:
             self._map.drop(key)
-
-    def is_approved(self, device: int, inode: int) -> bool:
-        """Whether a file is APPROVED and nobody has opened it for writing since."""
-        return self._map.get(_FILE.pack(inode, kernel_device(device), 0)) == APPROVED
 
 
 class Guard:
@@ -168,10 +157,6 @@ class Guard:
         for descriptor in self._fds.values():
             os.close(descriptor)
         self._fds = {}
-
-    def files_descriptor(self) -> int:
-        """Return the descriptor of the map behind `files`, for the process that judges."""
-        return self._fds["files"]
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when something was refused."""

@@ -66,10 +66,6 @@ class Floor:
         """Whether the path belongs to the agent."""
         return path.startswith(self._agent)
 
-    def is_about(self, path: bytes) -> bool:
-        """Whether the path is one that the floor may hold."""
-        return path in self._needed or path.startswith(self._agent) or self._patterns.match(path)
-
     def reason(self, path: bytes, sha256: str, *, is_packaged: bool, is_root_writable_only: bool) -> str:
         """Return why a file must never be blocked, "" when it may be."""
         if path.startswith(self._agent):

@@ -18,8 +18,6 @@ from keibi.protection.application_control.rules import Rule
 from keibi.protection.application_control.settings import ApplicationControlSettings, InlineCode, Unrecognised
 from keibi.protection.patterns import Patterns
 
-GATE_PLACES_LIMIT = 1000
-
 
 @dataclass(frozen=True)
 class Policy:
