@@ -320,22 +320,25 @@ def test_a_directory_of_many_pages_is_scanned_like_any_other(scans, root):
     assert scans.look(trust=Trust.NOTHING) == {}
 
 
+WRITER = """
+import sys
+with open(sys.argv[1], "ab", buffering=0) as file:
+    file.write(b"x")
+    print("writing", flush=True)
+    while True:
+        file.write(b"x")
+"""
+
+
 def test_a_file_that_never_holds_still_is_reported_and_tried_again(scans, root):
     write(root + b"/busy", bytes(16 * 1024 * 1024))
-    is_done = threading.Event()
-
-    def append():
-        with open(root + b"/busy", "ab", buffering=0) as file:
-            while not is_done.is_set():
-                file.write(b"x")
-
-    writer = threading.Thread(target=append)
-    writer.start()
-    try:
-        summary = scans.build()
-    finally:
-        is_done.set()
-        writer.join()
+    # A process of its own: the pace counts this one's processor time, and a busy writer here would leave the scan none.
+    with subprocess.Popen([sys.executable, "-c", WRITER, root + b"/busy"], stdout=subprocess.PIPE) as writer:
+        try:
+            writer.stdout.readline()
+            summary = scans.build()
+        finally:
+            writer.kill()
     assert summary.is_complete
     assert summary.unstable_count == 1
     assert [problem.path for problem in summary.problems] == [root + b"/busy"]
