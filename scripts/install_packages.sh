@@ -8,7 +8,7 @@ declare -A needs=(
   [test]="chromium postgresql fonts-noto-cjk git util-linux e2fsprogs
           clamav-daemon zip unzip p7zip-full"
   [bench]="aide postgresql yara clamav clamav-daemon clamdscan fapolicyd"
-  [vm]="qemu-system-x86 mmdebstrap cpio bpftool"
+  [vm]="qemu-system-x86 cpio"
 )
 
 missing=()

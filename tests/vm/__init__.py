@@ -1,1 +1,1 @@
-"""Tests on kernels other than this one, in QEMU. Not part of the plain test run: `make test-vm`."""
+"""Tests on kernels other than this one, in QEMU: by `make test-vm` alone, and as the last part of `make test`."""
