@@ -55,6 +55,7 @@ STEP_SECONDS = 0.2
 REPORT_SECONDS = 10.0
 PACKAGES_SECONDS = 10.0
 REPEAT_SECONDS = 10.0
+CHECKPOINT_SECONDS = 2.0
 CHECK_SECONDS = 24 * 3600.0
 """What is moved into place raises no event of a writer: so everything is looked through once a day."""
 LOCAL_PREFIX = "local-"
@@ -122,6 +123,7 @@ class Director:
         self._stored_through = 0
         self._next_report_at = 0.0
         self._next_packages_at = 0.0
+        self._next_checkpoint_at = 0.0
         self._reported: ModuleStatus | None = None
         judge.forget_verdicts = server.forget
 
@@ -308,6 +310,9 @@ class Director:
         if time.monotonic() >= self._next_packages_at and self._policy is not None and self._builder.is_idle():
             self._next_packages_at = time.monotonic() + PACKAGES_SECONDS
             self._fill_packages()
+        if time.monotonic() >= self._next_checkpoint_at:
+            self._next_checkpoint_at = time.monotonic() + CHECKPOINT_SECONDS
+            self._inventory.checkpoint()
         self._reporter.flush()
 
     def _fill_packages(self) -> None:

@@ -8,7 +8,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,8 @@ class Inventory:
         self.lock = threading.RLock()
         self.connection = connection
         connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-4000;")
+        # Else it is done by whichever commit comes next, and a held process would wait for the disk (`checkpoint`).
+        connection.execute("PRAGMA wal_autocheckpoint=0")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version not in (0, SCHEMA_VERSION):
             raise RefusedError("inventory_foreign", f"the inventory has schema {version}, and this agent knows {SCHEMA_VERSION}")
@@ -68,6 +70,7 @@ class Inventory:
         # A proof that did not end in order left nothing worth keeping.
         connection.execute("DELETE FROM software WHERE is_proof=1")
         self.outbox = Outbox(connection)
+        self._checkpointed = 0  # after how many changes
         self._counted: tuple[int, int, int] | None = None  # after how many changes, and what
 
     @classmethod
@@ -93,6 +96,16 @@ class Inventory:
         """Close the database."""
         with self.lock:
             self.connection.close()
+
+    def checkpoint(self) -> None:
+        """Bring what was written from the log into the database; by another connection, so that nobody waits for the disk."""
+        with self.lock:
+            changes = self.connection.total_changes
+            (path,) = self.connection.execute("SELECT file FROM pragma_database_list WHERE name='main'").fetchone()
+        if changes != self._checkpointed:
+            self._checkpointed = changes
+            with closing(_connect(path)) as other:
+                other.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

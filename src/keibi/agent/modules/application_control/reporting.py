@@ -33,6 +33,7 @@ class Reporter:
     repeat_seconds: float = REPEAT_SECONDS
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _known: "OrderedDict[tuple[object, ...], _Repeated]" = field(default_factory=OrderedDict)
+    _counted: "dict[tuple[object, ...], _Repeated]" = field(default_factory=dict)  # those with a count: few among many
 
     def tell(
         self,
@@ -77,6 +78,7 @@ class Reporter:
             if known is None:
                 return False
             known.count += count
+            self._counted[same] = known
             return True
 
     def flush(self, *, everything: bool = False) -> None:
@@ -85,9 +87,10 @@ class Reporter:
         with self._lock:
             due = [
                 self._again(repeated, now)
-                for repeated in self._known.values()
-                if repeated.count and (everything or now - repeated.told_at >= self.repeat_seconds)
+                for repeated in self._counted.values()
+                if everything or now - repeated.told_at >= self.repeat_seconds
             ]
+            self._counted = {same: repeated for same, repeated in self._counted.items() if repeated.count}
         for event in due:
             self._write(event)
 
@@ -98,12 +101,14 @@ class Reporter:
             known = self._known.get(same)
             if known is not None and (known.count or now - known.told_at < self.repeat_seconds):
                 known.count += 1
+                self._counted[same] = known
                 self._known.move_to_end(same)
                 return True
             self._known[same] = _Repeated(event, now)
             while len(self._known) > MAX_KNOWN:
-                _, oldest = self._known.popitem(last=False)
+                key, oldest = self._known.popitem(last=False)
                 if oldest.count:
+                    del self._counted[key]
                     forgotten.append(self._again(oldest, now))
         for one in forgotten:
             self._write(one)

@@ -44,6 +44,19 @@ def test_what_is_put_is_found_again_whole(inventory):
     assert inventory.content_of(FileKey(KEY.device, KEY.inode, 11, KEY.modified_ns, KEY.changed_ns)) == ""
 
 
+def test_commits_leave_the_disk_to_the_checkpoint(inventory, tmp_path):
+    inventory.put([software(b"/bin/%d" % number) for number in range(20_000)])
+    log = tmp_path / "inventory.db-wal"
+    assert log.stat().st_size > 1000 * 4096, "the log is as long as what was written"
+    inventory.checkpoint()
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "inventory.db").write_bytes((tmp_path / "inventory.db").read_bytes())
+    without_log, damage = Inventory.open(str(alone / "inventory.db"))
+    assert (without_log.count(), damage) == ((20_000, 0), "")
+    without_log.close()
+
+
 def test_trust_belongs_to_content(inventory):
     inventory.put([software()])
     assert inventory.standing(b"/other", ONE)[0] is Standing.TRUSTED
