@@ -6,6 +6,7 @@ import sys
 from keibi.agent.config import load_config
 from keibi.agent.main import exit_code_of, run
 from keibi.agent.worker_link import RestartLimits, WorkerSpec
+from keibi.contract.commands import CommandKind
 from keibi.contract.names import ModuleId
 
 
@@ -16,6 +17,7 @@ def specs(text: str) -> list[WorkerSpec]:
             argv=(sys.executable, *item["argv"]),
             serves=ModuleId.INTEGRITY_MONITORING,
             module=ModuleId(item.get("module", ModuleId.INTEGRITY_MONITORING)) if not item.get("is_sensor") else None,
+            goes_on_with=frozenset(map(CommandKind, item.get("goes_on_with", ()))),
             is_sensor=item.get("is_sensor", False),
             limits=RestartLimits(least_wait_seconds=0.05, hello_seconds=item.get("hello_seconds", 20.0)),
         )

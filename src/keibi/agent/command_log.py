@@ -1,7 +1,8 @@
 """Which commands were taken up and what came of them, on disk, so that each runs once even when the agent is killed.
 
-A command is written down before it runs. One that was running when the agent ended is answered FAILED at the next start: it may
-have done its work, and must not do it twice. A result stays until a heartbeat has delivered it.
+A command is written down before it runs. What was running when the agent ended is `unfinished` at the next start: it may have
+done its work, and must not do it twice. Only of one that its module goes on with is more kept than the id, since arguments may
+hold what is not for a disk. A result stays until a heartbeat has delivered it.
 
 Not thread-safe: all calls come from one `Lane`.
 """
@@ -12,14 +13,14 @@ import time
 
 import msgspec
 
-from keibi.contract.commands import CommandResult, CommandState
+from keibi.contract.commands import Command, CommandResult
 from keibi.errors import TryLaterError
 
 KEPT_SECONDS = 90 * 86400.0
 MAX_RESULTS_BYTES = 4 * 1024 * 1024
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS commands (
-    command_id TEXT PRIMARY KEY, taken_up_at REAL NOT NULL, result BLOB, is_delivered INTEGER NOT NULL DEFAULT 0
+    command_id TEXT PRIMARY KEY, taken_up_at REAL NOT NULL, result BLOB, is_delivered INTEGER NOT NULL DEFAULT 0, command BLOB
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS commands_to_deliver ON commands (is_delivered, command_id);
 """
@@ -29,7 +30,7 @@ class CommandLog:
     """The commands in one SQLite file."""
 
     def __init__(self, path: str) -> None:
-        """Open the log and answer what the last run left unfinished; a corrupt file is moved aside.
+        """Open the log; a corrupt file is moved aside, one of an older agent gets what it lacks.
 
         Raises:
             TryLaterError: the disk is full, read-only or broken.
@@ -48,19 +49,21 @@ class CommandLog:
                     if os.path.exists(path + suffix):
                         os.replace(path + suffix, path + ".corrupt" + suffix)
                 self._connection = _open(path)
-            self._answer_unfinished()
         except (sqlite3.Error, OSError) as error:
             raise self._trouble(error) from error
 
-    def take_up(self, command_id: str) -> bool:
+    def take_up(self, command_id: str, command: Command | None = None) -> bool:
         """Write down that this command is about to run; False when it was taken up before, and must not run again.
+
+        `command` is kept until it is finished, for `unfinished` to return.
 
         Raises:
             TryLaterError: it cannot be written down, so it must not run now.
         """
         try:
             inserted = self._connection.execute(
-                "INSERT OR IGNORE INTO commands (command_id, taken_up_at) VALUES (?, ?)", (command_id, time.time())
+                "INSERT OR IGNORE INTO commands (command_id, taken_up_at, command) VALUES (?, ?, ?)",
+                (command_id, time.time(), None if command is None else msgspec.msgpack.encode(command)),
             )
         except sqlite3.Error as error:
             raise self._trouble(error) from error
@@ -74,9 +77,21 @@ class CommandLog:
         """
         try:
             self._connection.execute(
-                "UPDATE commands SET result = ? WHERE command_id = ? AND result IS NULL",
+                "UPDATE commands SET result = ?, command = NULL WHERE command_id = ? AND result IS NULL",
                 (msgspec.msgpack.encode(result), result.command_id),
             )
+        except sqlite3.Error as error:
+            raise self._trouble(error) from error
+
+    def unfinished(self) -> list[tuple[str, Command | None]]:
+        """Return the ids that were taken up and not finished, oldest first, with the command where it was kept.
+
+        Raises:
+            TryLaterError: the file cannot be read.
+        """
+        try:
+            rows = self._connection.execute("SELECT command_id, command FROM commands WHERE result IS NULL ORDER BY taken_up_at")
+            return [(command_id, _read_command(body)) for command_id, body in rows]
         except sqlite3.Error as error:
             raise self._trouble(error) from error
 
@@ -121,17 +136,6 @@ class CommandLog:
         """Close the file."""
         self._connection.close()
 
-    def _answer_unfinished(self) -> None:
-        for (command_id,) in self._connection.execute("SELECT command_id FROM commands WHERE result IS NULL").fetchall():
-            self.finish(
-                CommandResult(
-                    command_id,
-                    CommandState.FAILED,
-                    message="the agent was restarted while this ran; it may have been done in part and was not run again",
-                    at=time.time(),
-                )
-            )
-
     def _trouble(self, error: Exception) -> TryLaterError:
         return TryLaterError(
             "state_not_writable",
@@ -148,7 +152,19 @@ def _open(path: str) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.executescript(_SCHEMA)
+        if "command" not in [row[1] for row in connection.execute("PRAGMA table_info(commands)")]:
+            connection.execute("ALTER TABLE commands ADD COLUMN command BLOB")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _read_command(body: bytes | None) -> Command | None:
+    """Return the command that was kept; None when there is none, or it is of a kind that this agent does not know."""
+    if body is None:
+        return None
+    try:
+        return msgspec.msgpack.decode(body, type=Command)
+    except msgspec.DecodeError:
+        return None

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
@@ -18,7 +18,6 @@ from keibi.errors import KeibiError, TryLaterError
 CoreTask = Callable[[Command], Awaitable[CommandResult]]
 """A command that the core carries out itself; raises KeibiError where it cannot."""
 WORKER_UP_SECONDS = 15.0
-_GO_ON = frozenset({(ModuleId.ANTI_MALWARE, CommandKind.SCAN)})
 _FINAL = frozenset({CommandState.DONE, CommandState.FAILED, CommandState.REFUSED, CommandState.EXPIRED})
 
 
@@ -41,17 +40,18 @@ class CommandRunner:
         lane: Lane,
         log: Log,
         *,
-        modules: Sequence[ModuleId],
+        modules: Mapping[ModuleId, frozenset[CommandKind]],
         link_of: Callable[[ModuleId], WorkerLink | None],
         core_tasks: Mapping[CommandKind, CoreTask],
         on_result: Callable[[], None],
         start: Callable[[Awaitable[None]], None],
         worker_up_seconds: float = WORKER_UP_SECONDS,
     ) -> None:
+        """`modules` are those with a worker, each with the commands that it goes on with when it is started again."""
         self._command_log = command_log
         self._lane = lane
         self._log = log
-        self._modules = frozenset(modules)
+        self._modules = modules
         self._link_of = link_of
         self._worker_up_seconds = worker_up_seconds
         self._came_up = asyncio.Event()
@@ -64,6 +64,22 @@ class CommandRunner:
         self._asked: dict[str, asyncio.Future[CommandResult]] = {}
         self._watchers: dict[str, Callable[[CommandResult], None]] = {}
 
+    async def go_on(self) -> None:
+        """Give out again what its module goes on with, and answer what else the agent's last run left unfinished.
+
+        Raises:
+            TryLaterError: what was left cannot be read.
+        """
+        for command_id, command in await self._lane.run(self._command_log.unfinished):
+            if command is not None and self._goes_on(command):
+                self._log.info("command goes on", command=command_id, kind=command.kind, module=command.module or "")
+                self._running[command_id] = command
+                # Until the worker is up, however long that takes: it has the work, begun or not.
+                self._given.add(command_id)
+            else:
+                message = "the agent was restarted while this ran; it may have been done in part and was not run again"
+                await self._finish(_result(command_id, CommandState.FAILED, message))
+
     async def take_up(self, commands: list[UnreadCommand], now: float) -> None:
         """Run the commands that were not run before. `now` is the manager's clock, by which they expire.
 
@@ -71,15 +87,15 @@ class CommandRunner:
             TryLaterError: they cannot be written down, so they do not run now.
         """
         for unread in commands:
-            if not await self._lane.run(self._command_log.take_up, unread.command_id):
+            command = _read(unread)
+            kept = command if command is not None and self._goes_on(command) else None
+            if not await self._lane.run(self._command_log.take_up, unread.command_id, kept):
                 continue
             if unread.expires_at and now > unread.expires_at:
                 late = now - unread.expires_at
                 await self._finish(_result(unread.command_id, CommandState.EXPIRED, f"it came {late:.0f} s after it expired"))
                 continue
-            try:
-                command = msgspec.convert(unread, Command, from_attributes=True)
-            except msgspec.ValidationError:
+            if command is None:
                 what = f"{unread.kind!r} of {unread.module!r}" if unread.module else repr(unread.kind)
                 await self._finish(
                     _result(unread.command_id, CommandState.REFUSED, f"this agent does not know the command {what}")
@@ -155,7 +171,7 @@ class CommandRunner:
     def module_is_up(self, module: ModuleId, link: WorkerLink) -> None:
         """Let the commands go on that wait for the worker, or that a former run of it had begun."""
         for command in list(self._running.values()):
-            if command.module is module and command.command_id in self._given and _goes_on(command):
+            if command.module is module and command.command_id in self._given and self._goes_on(command):
                 # The worker knows whether it has it already; it may have been killed before it wrote it down.
                 self._give_to(link, command)
         self._came_up.set()
@@ -163,12 +179,16 @@ class CommandRunner:
     def module_is_down(self, module: ModuleId, how: str) -> None:
         """Answer what the worker can no longer answer."""
         for command in list(self._running.values()):
-            if command.module is module and command.command_id in self._given and not _goes_on(command):
+            if command.module is module and command.command_id in self._given and not self._goes_on(command):
                 message = f"the worker of {module} ended by {how} while this ran; it may have been done in part"
                 self._start(self.answered(_result(command.command_id, CommandState.FAILED, message)))
 
     def applied(self, module: ModuleId, applied: Applied) -> None:
         """Do nothing: policies are not commands."""
+
+    def _goes_on(self, command: Command) -> bool:
+        """Whether a worker that is started again goes on with it: such a command is not over when the worker ends."""
+        return command.module is not None and command.kind in self._modules.get(command.module, ())
 
     def _dispatch(self, command: Command) -> None:
         if command.kind in self._core_tasks:
@@ -228,9 +248,11 @@ class CommandRunner:
         self._on_result()
 
 
-def _goes_on(command: Command) -> bool:
-    """Whether a worker that is started again goes on with it: such a command is not over when the worker ends."""
-    return (command.module, command.kind) in _GO_ON
+def _read(unread: UnreadCommand) -> Command | None:
+    try:
+        return msgspec.convert(unread, Command, from_attributes=True)
+    except msgspec.ValidationError:
+        return None
 
 
 def _result(command_id: str, state: CommandState, message: str) -> CommandResult:

@@ -108,7 +108,7 @@ class Core:
             self._command_log,
             self._command_lane,
             log,
-            modules=modules,
+            modules={spec.module: spec.goes_on_with for spec in workers if spec.module is not None},
             link_of=self._router.link_of,
             core_tasks=tasks,
             on_result=self._heartbeat_soon,
@@ -173,6 +173,12 @@ class Core:
             reason = f"the agent itself ended unexpectedly {crashes} times within ten minutes"
             self._log.error("all workers left off, safe mode", reason=reason, leave="keibi agent leave-safe-mode")
             await self._files.run(self._safe_mode.enter, ALL_WORKERS, reason)
+
+        try:
+            await self._commands.go_on()
+        except TryLaterError as error:
+            # They stay unfinished, and the next start looks again.
+            self._log.error("commands of the last run not looked at", error)
 
     async def _end(self) -> None:
         await self._spool_lane.run(self._spool.close)

@@ -64,6 +64,7 @@ def workers_of(config: AgentConfig) -> tuple[WorkerSpec, ...]:
             ),
             serves=ModuleId.ANTI_MALWARE,
             module=ModuleId.ANTI_MALWARE,
+            goes_on_with=frozenset({CommandKind.SCAN}),
         ),
         WorkerSpec(
             name="application_control",

@@ -21,6 +21,7 @@ import msgspec
 
 from keibi.agent.ports import FromWorker, Overflowed, Stop, ToWorker
 from keibi.contract.codec import frame, frame_length
+from keibi.contract.commands import CommandKind
 from keibi.contract.names import ModuleId
 from keibi.errors import RefusedError, TryLaterError
 
@@ -49,6 +50,7 @@ class WorkerSpec:
     argv: tuple[str, ...]
     serves: ModuleId  # under whose name its troubles are reported
     module: ModuleId | None = None  # which module's policy and commands it gets; None: none
+    goes_on_with: frozenset[CommandKind] = frozenset()  # commands that it takes again, and finishes, when it was ended in them
     is_sensor: bool = False  # gets WatchRoots, and its observations go to whoever watches
     environment: dict[str, str] = field(default_factory=dict)
     encoding: Literal["msgpack", "json"] = "msgpack"  # "json": for a worker that has the standard library only

@@ -2,6 +2,7 @@
 
 import io
 import os
+import sqlite3
 import subprocess
 import sys
 
@@ -22,7 +23,7 @@ from keibi.agent.safe_mode import ALL_WORKERS, SafeMode, StartRecord
 from keibi.agent.status import StatusBoard, status_digest
 from keibi.agent.transport import Backoff
 from keibi.agent.worker_link import WorkerSpec
-from keibi.contract.commands import CommandResult, CommandState
+from keibi.contract.commands import Command, CommandKind, CommandResult, CommandState
 from keibi.contract.names import ModuleId
 from keibi.contract.policy import EffectivePolicy, ModuleState
 from keibi.contract.status import Capability, Health, ModuleStatus, SpoolStatus
@@ -214,18 +215,48 @@ def test_a_command_is_taken_up_once_and_its_result_stays_until_delivered(tmp_pat
     log = CommandLog(path)
     assert log.take_up("a")
     assert not log.take_up("a")
-    assert log.take_up("b")
     log.finish(CommandResult("a", CommandState.DONE, "well"))
     log.finish(CommandResult("a", CommandState.FAILED, "second"))
     log.close()
     again = CommandLog(path)
-    results = again.undelivered()
-    assert [(r.command_id, r.state) for r in results] == [("a", CommandState.DONE), ("b", CommandState.FAILED)]
-    assert "restarted" in results[1].message
-    again.delivered(["a", "b"])
+    assert [(r.command_id, r.state) for r in again.undelivered()] == [("a", CommandState.DONE)]
+    again.delivered(["a"])
     assert again.undelivered() == []
     assert not again.take_up("a")
     again.close()
+
+
+def test_what_was_not_finished_is_known_after_a_restart_and_whole_where_it_was_kept(tmp_path):
+    path = str(tmp_path / "commands.db")
+    scan = Command("b", CommandKind.SCAN, ModuleId.ANTI_MALWARE, {"kind": "paths", "paths": ["/srv"]})
+    log = CommandLog(path)
+    log.take_up("a")
+    log.take_up("b", scan)
+    log.take_up("c", scan)
+    log.finish(CommandResult("c", CommandState.DONE))
+    log.close()
+    again = CommandLog(path)
+    assert again.unfinished() == [("a", None), ("b", scan)]
+    again.finish(CommandResult("b", CommandState.DONE))
+    assert again.unfinished() == [("a", None)]
+    again.close()
+
+
+def test_the_command_log_of_an_older_agent_keeps_its_undelivered_results(tmp_path):
+    path = str(tmp_path / "commands.db")
+    with sqlite3.connect(path) as older:
+        older.execute(
+            "CREATE TABLE commands (command_id TEXT PRIMARY KEY, taken_up_at REAL NOT NULL, result BLOB,"
+            " is_delivered INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID"
+        )
+        done = msgspec.msgpack.encode(CommandResult("a", CommandState.DONE, "well"))
+        older.executemany("INSERT INTO commands VALUES (?, ?, ?, 0)", [("a", 1.0, done), ("b", 2.0, None)])
+    older.close()
+    log = CommandLog(path)
+    assert [result.message for result in log.undelivered()] == ["well"]
+    assert log.unfinished() == [("b", None)]
+    assert log.take_up("c", Command("c", CommandKind.SCAN))
+    log.close()
 
 
 def test_a_corrupt_command_log_is_moved_aside(tmp_path):
