@@ -2,6 +2,7 @@
 
 Every worker is a child of the core with one socket (its standard input) on which both sides write frames (`contract.codec.frame`)
 holding one of the unions below. The sensor's `Observed` frames are passed on to each worker that asked for them by `Watch`.
+What the module that trusts software asks of the one that knows malware, and its answers, are passed on too (`agent/peers.py`).
 """
 
 from enum import StrEnum
@@ -118,6 +119,78 @@ class Watch(msgspec.Struct, frozen=True, tag=True):
     wants_ports: bool = False
 
 
+# --- from the module that trusts software, through the core, to the one that examines it for malware
+
+
+class FileToExamine(msgspec.Struct, frozen=True, array_like=True):
+    """One content, and paths at which it was seen; the first that still holds it is scanned."""
+
+    sha256: str
+    paths: list[bytes]
+
+
+class Examine(msgspec.Struct, frozen=True, tag=True):
+    """Scan these files for malware, when nothing more urgent is to be done; answered by one `Examined` of the same number."""
+
+    number: int
+    files: list[FileToExamine]
+
+
+class FollowThreats(msgspec.Struct, frozen=True, tag=True):
+    """Tell which contents are threats, and go on telling: those noted after `since`. What was told before is had."""
+
+    since: int
+
+
+# --- and back
+
+
+class ExaminerState(StrEnum):
+    """Whether files can be examined for malware."""
+
+    READY = "ready"
+    OFF = "off"  # the policy does not want the module
+    AWAY = "away"  # it starts, has no policy yet, or has failed: it may come
+
+
+class ExaminerIs(msgspec.Struct, frozen=True, tag=True):
+    """How the examiner is; told when that changes, and by the core to each worker that may ask when it starts."""
+
+    state: ExaminerState
+    reason: str = ""  # why it is not ready
+
+
+class FileExamined(msgspec.Struct, frozen=True, array_like=True):
+    """What was found in a content. Neither threat nor gap: all of it was looked at, and it is clean."""
+
+    sha256: str
+    threat: str = ""  # that nobody has allowed, and that the policy does not leave in place
+    gap: str = ""  # why it was not, or not fully, scanned
+    is_gone: bool = False  # none of the paths holds this content any more
+
+
+class Examined(msgspec.Struct, frozen=True, tag=True):
+    """The answer to `Examine`. Files that are not in it were not looked at, because of `trouble`."""
+
+    number: int
+    files: list[FileExamined]
+    trouble: str = ""
+
+
+class ThreatNote(msgspec.Struct, frozen=True, array_like=True):
+    """A content is a threat, or with "" none any more: somebody has allowed it, or what found it does not find it now."""
+
+    sha256: str
+    threat: str = ""
+
+
+class ThreatsNoted(msgspec.Struct, frozen=True, tag=True):
+    """The next notes, oldest first; more follow once `FollowThreats` says that these are had."""
+
+    notes: list[ThreatNote]
+    through: int
+
+
 # --- sensor to core to workers
 
 
@@ -135,5 +208,7 @@ class Overflowed(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-ToWorker = Configure | Run | Stored | WatchRoots | Stop | Observed | Overflowed
-FromWorker = Hello | Applied | Emit | Report | Answer | Watch | Observed | Overflowed
+ToExaminer = Examine | FollowThreats
+FromExaminer = ExaminerIs | Examined | ThreatsNoted
+ToWorker = Configure | Run | Stored | WatchRoots | Stop | Observed | Overflowed | ToExaminer | FromExaminer
+FromWorker = Hello | Applied | Emit | Report | Answer | Watch | Observed | Overflowed | ToExaminer | FromExaminer

@@ -8,7 +8,24 @@ from typing import Any, Protocol, assert_never
 from keibi.agent.agent_events import agent_event
 from keibi.agent.intake import Intake
 from keibi.agent.log import Log
-from keibi.agent.ports import Answer, Applied, Emit, FromWorker, Hello, Observed, Overflowed, Report, Watch, WatchRoots
+from keibi.agent.peers import Peers
+from keibi.agent.ports import (
+    Answer,
+    Applied,
+    Emit,
+    Examine,
+    Examined,
+    ExaminerIs,
+    FollowThreats,
+    FromWorker,
+    Hello,
+    Observed,
+    Overflowed,
+    Report,
+    ThreatsNoted,
+    Watch,
+    WatchRoots,
+)
 from keibi.agent.status import StatusBoard
 from keibi.agent.worker_link import RawObserved, WorkerLink, WorkerSpec
 from keibi.contract.commands import CommandResult
@@ -48,6 +65,7 @@ class Router:
         self._roots = WatchRoots(roots=[])
         self._sensor_seen_at = time.time()
         self._audience: list[Audience] = []
+        self._peers = Peers(self.link_of)
         self._later: set[asyncio.Task[None]] = set()
 
     def introduce(self, audience: Sequence[Audience]) -> None:
@@ -66,6 +84,7 @@ class Router:
             link.send(self._roots)
             self._later_overflow(link.spec.name, self._sensor_seen_at)
         if link.spec.module is not None:
+            self._peers.module_is_up(link.spec.module, link)
             for part in self._audience:
                 part.module_is_up(link.spec.module, link)
 
@@ -95,6 +114,8 @@ class Router:
             case Answer():
                 for part in self._audience:
                     await part.answered(message.result)
+            case Examine() | FollowThreats() | ExaminerIs() | Examined() | ThreatsNoted():
+                self._peers.pass_on(link.spec.module, message)
             case Hello():
                 # Again, because what it can do has changed: a filesystem came that cannot be observed, say.
                 self._board.worker_is_up(link.spec, message.capabilities)
@@ -108,6 +129,7 @@ class Router:
         self._links.pop(spec.name, None)
         self._board.worker_is_down(spec, how)
         if spec.module is not None:
+            self._peers.module_is_down(spec.module, how)
             for part in self._audience:
                 part.module_is_down(spec.module, how)
 

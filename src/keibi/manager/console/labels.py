@@ -357,6 +357,7 @@ LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "scheduled": N_("Scheduled scan"),
             "quick": N_("Quick scan"),
             "memory": N_("Scan of memory"),
+            "inventory": N_("Scan before software is trusted"),
         },
         "scan_scope": {
             "quick": N_("Quick scan"),
