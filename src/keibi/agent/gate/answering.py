@@ -13,6 +13,7 @@ from collections import Counter
 from typing import Final
 
 from keibi.agent.gate import fanotify, judging
+from keibi.agent.gate.answers import Answers
 from keibi.agent.gate.coverage import Coverage
 from keibi.agent.gate.files import head_of, is_below, path_of, stamp_of
 from keibi.agent.gate.held import Asked, Held, Questions
@@ -40,6 +41,7 @@ class Answering:
         judges: Judges,
         own: OwnProcesses,
         counts: Counter[str],
+        answers: Answers,
         *,
         excluded: tuple[bytes, ...],
         is_proof: bool,
@@ -54,7 +56,7 @@ class Answering:
         self._is_proof = is_proof
         self._settled_seconds = settled_seconds
         self._questions = Questions()
-        self._verdicts = Verdicts()
+        self._verdicts = Verdicts(answers=answers)
         self._epoch = 0
 
     @property

@@ -5,6 +5,7 @@ import os
 from typing import Final
 
 from keibi.agent.gate import fanotify, judging
+from keibi.agent.gate.answers import Answers
 from keibi.agent.gate.judging import EXEC, OPEN
 from keibi.agent.gate.verdicts import bit_of
 from keibi.agent.gate.wishes import Place, Wish, notification_mask, permission_mask
@@ -16,8 +17,9 @@ _MEMORY_TYPES: Final = frozenset({"tmpfs", "ramfs"})
 class Coverage:
     """The file systems that the warden handed over, their marks, and who is asked about their files."""
 
-    def __init__(self, permission: fanotify.Group, notification: fanotify.Group) -> None:
+    def __init__(self, permission: fanotify.Group, notification: fanotify.Group, answers: Answers) -> None:
         self._groups = (permission, notification)
+        self._answers = answers
         self.wishes: tuple[Wish, ...] = ()
         self._places: dict[str, Place] = {}
         self._round: set[str] = set()
@@ -121,3 +123,7 @@ class Coverage:
                 askers = tuple(wish for wish in self.wishes if event in wish.held and wish.covers(place))
                 self._askers[place.status_device, event] = askers
                 self._needed[place.status_device, event] = sum(bit_of(wish.judge, event) for wish in askers)
+        devices = {place.status_device for place in self._places.values()}
+        self._answers.cover(
+            [(device, self._needed[device, OPEN], self._needed[device, EXEC], device in self._memory) for device in devices]
+        )

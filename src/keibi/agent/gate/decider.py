@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from keibi.agent.gate import fanotify, hardening, judging
 from keibi.agent.gate.answering import Answering
+from keibi.agent.gate.answers import make_answers
 from keibi.agent.gate.coverage import Coverage
 from keibi.agent.gate.judge_link import JudgeLink, Outgoing
 from keibi.agent.gate.judges import RECONNECT_SECONDS, Judges
@@ -54,7 +55,8 @@ class Decider:
         self._directory = str(begin["judges"])
         self._is_proof = bool(begin["is_proof"])
         self._restarts = int(begin["restarts"])
-        self._coverage = Coverage(self._permission, self._notification)
+        self._answers = make_answers(self._permission, self._epoll)
+        self._coverage = Coverage(self._permission, self._notification, self._answers)
         self._judges = Judges(self._epoll, self, self._own)
         self._counts: Counter[str] = Counter()
         excluded = tuple(judging.path_bytes(path) for path in begin["excluded"])
@@ -64,6 +66,7 @@ class Decider:
             self._judges,
             self._own,
             self._counts,
+            self._answers,
             excluded=excluded,
             is_proof=self._is_proof,
             settled_seconds=float(begin["settled_seconds"]),
@@ -104,7 +107,7 @@ class Decider:
             until = min(self._state_at, self._answering.next_due() or self._state_at)
             if not self._judges.are_served:
                 until = min(until, self._reconnect_at)
-            for descriptor, events in self._epoll.poll(max(0.0, until - time.monotonic())):
+            for descriptor, events in self._answers.wait(until):
                 if descriptor == self._permission.fd:
                     self._read(self._permission)
                 elif descriptor == self._notification.fd:
@@ -124,7 +127,7 @@ class Decider:
 
     def _read(self, group: fanotify.Group) -> None:
         try:
-            events = group.read()
+            events = self._answers.take() if group is self._permission else group.read()
         except OSError as error:
             # The kernel could not open the file for us (ENXIO, ESTALE, EWOULDBLOCK).
             if error.errno in _FATAL:
@@ -302,6 +305,7 @@ class Decider:
     def _state(self) -> GateState:
         mounts = self._coverage.mounts()
         metrics = {name: self._counts[name] for name in _METRICS}
+        metrics["events_count"] += self._answers.count
         metrics["held_count"] = self._answering.held_count
         metrics["cached_count"] = self._answering.cached_count
         metrics["mounts_count"] = self._coverage.count

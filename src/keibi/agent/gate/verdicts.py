@@ -7,6 +7,7 @@ record stand for a judge and an event (`bit_of`).
 import struct
 from typing import Final
 
+from keibi.agent.gate.answers import Answers
 from keibi.agent.gate.judging import EXEC, OPEN, WRITTEN
 
 EVENT_BITS: Final = {EXEC: 0, OPEN: 1, WRITTEN: 2}
@@ -16,6 +17,7 @@ IGNORABLE: Final = 1 << (MAX_JUDGES * 4)
 
 STAMP_BYTES: Final = 24
 _BITS = struct.Struct("QQ")
+_INODE = (1 << 64) - 1
 
 Identity = int
 Stamp = bytes  # size and times of a file; packed, so that tens of thousands cost little
@@ -34,7 +36,9 @@ def identity_of(device: int, inode: int) -> Identity:
 class Verdicts:
     """Which judges allowed or denied which events of which files."""
 
-    def __init__(self, most: int = 24_000) -> None:
+    def __init__(self, most: int = 24_000, answers: Answers | None = None) -> None:
+        """Remember at most so many files; `answers` is told of each, to answer by itself."""
+        self._answers = answers
         self._half = most // 2
         # Two halves instead of an order of use: a look-up costs no writing, and dropping costs nothing.
         self._young: dict[Identity, bytes] = {}
@@ -64,6 +68,8 @@ class Verdicts:
 
     def forget(self, identity: Identity) -> bool:
         """Forget a file; returns whether anything was known of it."""
+        if self._answers is not None:
+            self._answers.forget(identity >> 64, identity & _INODE)
         known = self._old.pop(identity, None) is not None
         return self._young.pop(identity, None) is not None or known
 
@@ -71,9 +77,13 @@ class Verdicts:
         """Forget everything."""
         self._young.clear()
         self._old.clear()
+        if self._answers is not None:
+            self._answers.clear()
 
     def _put(self, identity: Identity, record: bytes) -> None:
         if len(self._young) >= self._half and identity not in self._young:
             self._old = self._young
             self._young = {}
         self._young[identity] = record
+        if self._answers is not None:
+            self._answers.put(identity >> 64, identity & _INODE, record)
