@@ -48,7 +48,15 @@ class ContentJudge:
         self._go = threading.Event()
         self._go.set()
         self.generation = 0
-        self.server = JudgeServer(directory, module, on_question=self._judge, on_told=self.told.append, on_state=self._on_state)
+        self.caught_up: list[tuple[int, float]] = []
+        self.server = JudgeServer(
+            directory,
+            module,
+            on_question=self._judge,
+            on_told=self.told.append,
+            on_state=self._on_state,
+            on_caught_up=lambda gate, at: self.caught_up.append((gate, at)),
+        )
         self.module = module
         self.wish(**terms)
         self.server.start()

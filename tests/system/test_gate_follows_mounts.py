@@ -219,6 +219,26 @@ def test_what_a_judge_is_only_told_waits_in_the_kernel_while_it_is_behind(judges
         assert judge.told_count("overflow") == 0
 
 
+def test_a_judge_hears_when_it_has_heard_of_everything_and_not_before(judges, place):
+    with (
+        ContentJudge(judges, mode=WATCH, events=(WRITTEN,)) as judge,
+        PrivateGate(place, judges, is_proof=False, options="size=64m,nr_inodes=200k") as gate,
+    ):
+        gate.enter(lambda: write_many(place, 1))
+        wait_until(lambda: judge.count(f"{place}/0", WRITTEN) == 1, 5, "asked")
+        wait_until(lambda: any(at > judge.asked[0].question.at for _, at in judge.caught_up), 5, "told")
+        os.kill(gate.decider_pid, signal.SIGSTOP)
+        gate.enter(lambda: write_many(place, 2000))
+        written_at = time.time()
+        judge.hold()
+        os.kill(gate.decider_pid, signal.SIGCONT)
+        wait_until(lambda: len(judge.asked) > 1, 5, "asked")
+        judge.release()
+        wait_until(lambda: judge.caught_up[-1][1] > written_at, 10, "told again")
+        assert len({asked.question.path for asked in judge.asked}) == 2000
+        assert {gate for gate, _ in judge.caught_up} == {1}
+
+
 def test_a_judge_that_is_behind_by_more_than_the_kernel_keeps_hears_that_it_missed_some(judges, place):
     with open("/proc/sys/fs/fanotify/max_queued_events") as file:
         most = int(file.read())

@@ -47,8 +47,9 @@ class Asked:
 class _Gate:
     """One connected gate."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, number: int = 0) -> None:
         self.connection = connection
+        self.number = number
         self.state = GateState()
         self._lock = threading.Lock()
 
@@ -69,8 +70,12 @@ class JudgeServer:
         on_question: Callable[[Asked], None],
         on_told: Callable[[Told], None],
         on_state: Callable[[list[GateState]], None],
+        on_caught_up: Callable[[int, float], None] = lambda gate, at: None,
     ) -> None:
         """Begin to listen; must be called while still root, since the directory is root's.
+
+        `on_caught_up` gets a number for the computer's own gate, another one each time it connects, and the moment before which
+        it has asked about everything that was written.
 
         Raises:
             OSError: the socket cannot be made.
@@ -84,6 +89,8 @@ class JudgeServer:
         os.chmod(path, 0o600)
         self._listener.listen(8)
         self._on_question, self._on_told, self._on_state = on_question, on_told, on_state
+        self._on_caught_up = on_caught_up
+        self._accepted_count = 0
         self._gates: list[_Gate] = []
         self._lock = threading.Lock()
         self._terms = Terms(module=module)
@@ -154,7 +161,8 @@ class JudgeServer:
             return
         seconds, rest = divmod(SEND_SECONDS, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(rest * 1e6)))
-        gate = _Gate(connection)
+        self._accepted_count += 1
+        gate = _Gate(connection, self._accepted_count)
         with self._lock:
             self._gates.append(gate)
             terms, own = self._terms, self._own
@@ -191,6 +199,9 @@ class JudgeServer:
                 case "state":
                     gate.state = judging.state_of(message)
                     self._tell_states()
+                case "caught_up":
+                    if not gate.state.is_proof:
+                        self._on_caught_up(gate.number, float(message["at"]))
                 case _:
                     return False
         except ValueError:

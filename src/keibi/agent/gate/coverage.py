@@ -40,10 +40,7 @@ class Coverage:
         if self._places.get(place.device) != place:
             self._places[place.device] = place
             self._work_out()
-        permission, notification = permission_mask(self.wishes, place), notification_mask(self.wishes, place)
-        if permission & fanotify.CLOSE_WRITE:
-            # The permission group tells of writers anyway, in order with the openings that come after them.
-            notification &= ~fanotify.CLOSE_WRITE
+        permission, notification = self._masks_for(place)
         self._refused.pop(place.device, None)
         before = self._masks.get(place.device, (0, 0))
         try:
@@ -57,6 +54,21 @@ class Coverage:
             self._refused[place.device] = os.strerror(error.errno or 0)
         else:
             self._masks[place.device] = (permission, notification)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every file system is marked as wished now, but for those where the kernel refuses."""
+        places = self._places.items()
+        return bool(places) and all(
+            device in self._refused or self._masks.get(device) == self._masks_for(place) for device, place in places
+        )
+
+    def _masks_for(self, place: Place) -> tuple[int, int]:
+        permission, notification = permission_mask(self.wishes, place), notification_mask(self.wishes, place)
+        if permission & fanotify.CLOSE_WRITE:
+            # The permission group tells of writers anyway, in order with the openings that come after them.
+            notification &= ~fanotify.CLOSE_WRITE
+        return permission, notification
 
     def end_round(self) -> None:
         """Forget the file systems that were not handed over since the last call: they are unmounted, and their marks ended."""

@@ -55,6 +55,9 @@ class Decider:
         self._directory = str(begin["judges"])
         self._is_proof = bool(begin["is_proof"])
         self._restarts = int(begin["restarts"])
+        self._backlog = select.poll()
+        for group in (self._permission, self._notification):
+            self._backlog.register(group.fd, select.POLLIN)
         self._answers = make_answers(self._permission, self._epoll)
         self._coverage = Coverage(self._permission, self._notification, self._answers)
         self._judges = Judges(self._epoll, self, self._own)
@@ -288,8 +291,15 @@ class Decider:
 
     # --- how it is
 
+    def _tell_caught_up(self) -> None:
+        """Tell judges that they have heard of everything, when that is so."""
+        at = time.time()
+        if self._coverage.is_complete and not self._backlog.poll(0):
+            self._judges.tell_caught_up(at, self._counts["events_count"])
+
     def _tell_state(self, now: float) -> None:
         self._state_at = now + self._state_seconds
+        self._tell_caught_up()
         state = self._state()
         message = judging.state_message(state)
         is_changed = self._last_told is None or _without_metrics(state) != _without_metrics(self._last_told)

@@ -25,6 +25,11 @@ class Outgoing:
     is_withdrawn: bool = False  # answered meanwhile; its descriptor may be somebody else's by now
     is_lossy: bool = False  # may be dropped when the judge does not keep up
 
+    @property
+    def is_question(self) -> bool:
+        """Whether it asks about a file without anybody waiting for the answer."""
+        return self.is_lossy and self.is_owned
+
     def drop(self) -> None:
         """Give up the descriptor."""
         if self.is_owned and self.descriptor is not None:
@@ -42,6 +47,7 @@ class JudgeLink:
         self.own: frozenset[int] = frozenset()
         self.connection: socket.socket | None = None
         self.untold: dict[str, int] = {}  # what could not be told, by kind
+        self.caught_up_count = -1  # how many events there had been when it was told last that it has heard of all
         self._path = path
         self._waiting: deque[Outgoing] = deque()
 
@@ -60,6 +66,7 @@ class JudgeLink:
             connection.close()
             return False
         self.own = frozenset((struct.unpack("3i", peer)[0],))
+        self.caught_up_count = -1
         self.connection = connection
         return True
 
@@ -69,10 +76,14 @@ class JudgeLink:
         return len(self._waiting) >= BEHIND_WAITING
 
     def disconnect(self) -> None:
-        """Hang up; what waited to be sent is dropped."""
+        """Hang up; what waited to be sent is dropped, and told as missed to whoever is there next."""
         if self.connection is not None:
             self.connection.close()
             self.connection = None
+        if self.terms is not None and self.terms.mode != judging.OFF:
+            # What it had been sent and not read is gone with it as well, however much that was.
+            missed = max(1, sum(outgoing.is_question for outgoing in self._waiting))
+            self.untold["overflow"] = self.untold.get("overflow", 0) + missed
         for outgoing in self._waiting:
             outgoing.drop()
         self._waiting.clear()

@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol
 
 from keibi.agent.gate import judging
 from keibi.agent.gate.judge_link import JudgeLink, Outgoing
-from keibi.agent.gate.judging import Told
+from keibi.agent.gate.judging import WRITTEN, Told
 from keibi.agent.gate.own_processes import OwnProcesses
 from keibi.agent.gate.verdicts import MAX_JUDGES
 
@@ -86,6 +86,16 @@ class Judges:
         """Tell every judge, or count it for later."""
         for link in self._by_index:
             link.tell(told)
+
+    def tell_caught_up(self, at: float, events_count: int) -> None:
+        """Tell who is asked about written files that it has been asked about all that were closed before this moment."""
+        for link in self._by_index:
+            if link.terms is None or WRITTEN not in link.terms.events or link.caught_up_count == events_count:
+                continue
+            # What it missed comes first: else it would take for judged what it never heard of.
+            if link.connection is not None and not link.untold and not link.is_blocked:
+                link.caught_up_count = events_count
+                self.send(link, Outgoing(judging.caught_up_message(at)))
 
     def serves(self, descriptor: int) -> bool:
         """Return whether this is a judge's connection."""

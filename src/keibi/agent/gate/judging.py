@@ -294,6 +294,11 @@ def told_of(message: dict[str, Any]) -> Told:
         raise ValueError(f"nothing that a gate tells: {error}") from error
 
 
+def caught_up_message(at: float) -> dict[str, Any]:
+    """Return a gate's word that it has asked about every file whose last writer closed it before this moment (UTC seconds)."""
+    return {"type": "caught_up", "at": at}
+
+
 def state_message(state: GateState) -> dict[str, Any]:
     """Return a gate's state as it sends it."""
     return {"type": "state", **asdict(state)}
