@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from keibi.agent.gate.guard import APPROVED, ENFORCE, GATED, MEMORY, REPORT, Guard, memory_device
+from keibi.agent.gate.guard import ENFORCE, GATED, MEMORY, REPORT, Guard, memory_device
+from keibi.agent.gate.guard_maps import APPROVED
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="loading kernel programs needs root")
 

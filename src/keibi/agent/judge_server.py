@@ -34,10 +34,10 @@ class Asked:
         """The gate that asks: its mount namespace is the one in which the path means something. 0 before it said so."""
         return self._gate.state.pid
 
-    def answer(self, *, is_allowed: bool, remember: bool) -> None:
-        """Tell the gate the verdict; does nothing when none is awaited or the gate is gone."""
+    def answer(self, *, is_allowed: bool, remember: bool, code: str = "") -> None:
+        """Tell the gate the verdict (`judging.verdict_message`); does nothing when none is awaited or the gate is gone."""
         if self.question.id:
-            self._gate.send(judging.verdict_message(self.question.id, is_allowed=is_allowed, remember=remember))
+            self._gate.send(judging.verdict_message(self.question.id, is_allowed=is_allowed, remember=remember, code=code))
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -23,6 +23,16 @@ JOURNALS: Final = ("/var/log/journal", "/run/log/journal")
 """Whoever judges may have to log; a journal that waited for a verdict to open its next file would be waited for in turn."""
 
 
+_TRIED: Final = {
+    "signal": "Somebody tried to end, stop or limit a process of the agent.",
+    "trace": "Somebody tried to look into, or to change, the memory of a process of the agent.",
+    "write": "Somebody tried to change what the agent keeps on disk.",
+    "control": "Somebody tried to get at the kernel guard's own maps.",
+}
+_ASKED_TO_STOP: Final = "Somebody asked the agent to stop."
+_STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
+
+
 class CoreOutlet:
     """Tells the core, which started this program with its socket as standard input."""
 
@@ -55,6 +65,15 @@ class CoreOutlet:
                 levels = [(f"kernel_guard_level_{level.lower()}", of["level"] == level, of["reason"]) for level in "AB"]
                 # Level B is no gain where A is there, and would only be said to be missing.
                 self._channel.send(hello_message([*self._capabilities, *(levels[:1] if of["level"] == "A" else levels)]))
+            case "tried":
+                self._channel.send(
+                    event_message(
+                        "gate.tampering",
+                        "high" if of["was_refused"] else "medium",
+                        _ASKED_TO_STOP if not of["was_refused"] and of["signal"] in _STOPPING else _TRIED[of["what"]],
+                        details=of,
+                    )
+                )
             case "closed":
                 self._channel.send(
                     event_message(
@@ -152,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         excluded=excluded,
         # Where the core is a container's first process, everybody descends from it.
         own_root=os.getppid() if os.getppid() > 1 else 0,
+        own_directory=excluded[0] if options.exclude else "",
         only_below=options.only_below,
     )
     Warden(warden_options, CoreOutlet(channel, capabilities), test_failure=test_failure).run()

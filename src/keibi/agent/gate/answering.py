@@ -14,12 +14,13 @@ from typing import Final
 
 from keibi.agent.gate import fanotify, judging
 from keibi.agent.gate.answers import Answers
+from keibi.agent.gate.code_states import CodeStates
 from keibi.agent.gate.coverage import Coverage
 from keibi.agent.gate.files import head_of, is_below, path_of, stamp_of
 from keibi.agent.gate.held import Asked, Held, Questions
 from keibi.agent.gate.judge_link import JudgeLink, Outgoing
 from keibi.agent.gate.judges import Judges
-from keibi.agent.gate.judging import ALLOW, EXEC, OPEN, FileKey, Question, Told
+from keibi.agent.gate.judging import ALLOW, EXEC, GUARD_OFF, OPEN, FileKey, Question, Told
 from keibi.agent.gate.own_processes import OwnProcesses
 from keibi.agent.gate.remembering import has_no_writer, is_settled, may_be_ignored
 from keibi.agent.gate.verdicts import IGNORABLE, Identity, Verdicts, bit_of, identity_of
@@ -57,6 +58,7 @@ class Answering:
         self._settled_seconds = settled_seconds
         self._questions = Questions()
         self._verdicts = Verdicts(answers=answers)
+        self.code = CodeStates()
         self._epoch = 0
 
     @property
@@ -82,10 +84,11 @@ class Answering:
 
     def on_written(self, descriptor: int, status: os.stat_result) -> None:
         """Forget a file whose writer has closed, also one that wrote through a mapping."""
+        self.code.forget(status.st_dev, status.st_ino)
         if self._verdicts.forget(identity_of(status.st_dev, status.st_ino)):
             self._group.heed(descriptor, fanotify.PERMISSIONS)
 
-    def on_verdict(self, link: JudgeLink, question_id: int, *, is_allowed: bool, remember: bool) -> None:
+    def on_verdict(self, link: JudgeLink, question_id: int, *, is_allowed: bool, remember: bool, code: str) -> None:
         """Take a judge's answer."""
         asked = self._questions.answered(question_id)
         if asked is None or asked.judge != link.index:
@@ -97,6 +100,7 @@ class Answering:
             else:
                 held.denied |= asked.bit
         held.is_denied |= not is_allowed
+        held.codes.add(code)
         if asked.is_overdue:
             self._remember(held, None)
         else:
@@ -116,6 +120,7 @@ class Answering:
         """Forget every verdict, also in the kernel. The mark on the canary goes as well."""
         self._epoch += 1
         self._verdicts.clear()
+        self.code.forget_all()
         with contextlib.suppress(OSError):
             self._group.heed_all()
 
@@ -124,6 +129,7 @@ class Answering:
         self._epoch += 1
         for device, inode in files:
             self._verdicts.forget(identity_of(device, inode))
+            self.code.forget(device, inode)
         # A single mark can only be taken off by a descriptor, and opening files is not for this process. The others come
         # back from memory, each at the next opening of its file.
         with contextlib.suppress(OSError):
@@ -190,12 +196,16 @@ class Answering:
             epoch=self._epoch,
             events=[(descriptor, pid)],
         )
-        for wish in self._to_be_asked(held, descriptor, status, missing):
+        wishes = self._to_be_asked(held, descriptor, status, missing)
+        if any(wish.terms.guard != GUARD_OFF for wish in wishes):
+            self.code.begin(held, descriptor)
+        for wish in wishes:
             self._ask_one(wish, held, bit_of(wish.judge, event))
         if held.waiting and not held.is_denied:
             self._questions.hold(held)
             return None
         self._withdraw(held)
+        self.code.settle(held)
         self._remember(held, descriptor)
         return not held.is_denied
 
@@ -255,6 +265,8 @@ class Answering:
         if held.waiting and not held.is_denied:
             return
         self._withdraw(held)
+        if held.epoch == self._epoch:
+            self.code.settle(held)
         self._remember(held, held.events[0][0] if held.events else None)
         for descriptor, _ in held.events:
             self._group.answer(descriptor, is_allowed=not held.is_denied)

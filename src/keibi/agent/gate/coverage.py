@@ -109,6 +109,10 @@ class Coverage:
         told = (fanotify.EXEC_PERMISSION, fanotify.OPEN_EXEC)
         return [device for device, both in masks if any(mask & event for mask, event in zip(both, told, strict=True))]
 
+    def left_out(self, seen: list[str]) -> list[str]:
+        """Return the file systems that are there and of which nothing is told: nobody wants it, or the kernel refuses."""
+        return [device for device in self._places if device not in seen]
+
     @property
     def count(self) -> int:
         """How many file systems there are."""

@@ -24,9 +24,10 @@ from keibi.agent.gate import fanotify, hardening, judging
 from keibi.agent.gate.answering import Answering
 from keibi.agent.gate.answers import make_answers
 from keibi.agent.gate.coverage import Coverage
+from keibi.agent.gate.guard_maps import FileStates
 from keibi.agent.gate.judge_link import JudgeLink, Outgoing
 from keibi.agent.gate.judges import RECONNECT_SECONDS, Judges
-from keibi.agent.gate.judging import GateState, Told
+from keibi.agent.gate.judging import OPEN, GateState, Told
 from keibi.agent.gate.own_processes import OwnProcesses
 from keibi.agent.gate.telling import Telling
 from keibi.agent.gate.wishes import Place, wish_of
@@ -86,6 +87,7 @@ class Decider:
         self._state_seconds = float(begin["state_seconds"])
         self._may_hold = False
         self._reason = str(begin["reason"])
+        self._guard_maps: list[int] = []
         self._canary: int | None = None
         self._is_canary_awaited = False
         self._is_held_back = False
@@ -179,9 +181,9 @@ class Decider:
 
     # --- what judges say
 
-    def on_verdict(self, link: JudgeLink, question_id: int, *, is_allowed: bool, remember: bool) -> None:
+    def on_verdict(self, link: JudgeLink, question_id: int, *, is_allowed: bool, remember: bool, code: str) -> None:
         """Take an answer."""
-        self._answering.on_verdict(link, question_id, is_allowed=is_allowed, remember=remember)
+        self._answering.on_verdict(link, question_id, is_allowed=is_allowed, remember=remember, code=code)
 
     def on_terms(self, link: JudgeLink) -> None:
         """Forget all verdicts and take the terms."""
@@ -223,6 +225,9 @@ class Decider:
                 "type": "wants",
                 "holding": any(wish.wants_holding for wish in wishes),
                 "guard": max((wish.terms.guard for wish in wishes), key=judging.GUARD_MODES.index, default=judging.GUARD_OFF),
+                # A mapping is judged where the opening before it was answered, so that what was forgotten has been asked about.
+                "maps": any(OPEN in wish.held and wish.terms.guard != judging.GUARD_OFF for wish in wishes),
+                "protects": any(wish.terms.protects_agent for wish in wishes),
                 "watching": any(wish.watched for wish in wishes),
                 "network": any(wish.terms.includes_network for wish in wishes),
             }
@@ -263,7 +268,16 @@ class Decider:
                 self._canary = os.dup(descriptor)
                 self._is_canary_awaited = True
                 self._mark_canary()
+            case "guard_map" if descriptor is not None:
+                self._guard_maps.append(os.dup(descriptor))
+                if len(self._guard_maps) == 2:
+                    self._answering.code.use(FileStates(*self._guard_maps))
+                    self._forget_all()  # what is remembered was not told to the guard
             case "guarded":
+                if message["is_tainted"]:
+                    # Whoever opened it for writing may have failed, and no end of a writer will come: so ask anew.
+                    self._answering.forget_files([(message["device"], message["inode"])])
+                    self._mark_canary()
                 told = Told("guarded", 1, 0, not message["was_refused"], message["pid"], judging.path_bytes(message["name"]))
                 for link in self._judges:
                     if link.terms is not None and link.terms.guard != judging.GUARD_OFF:
@@ -310,7 +324,8 @@ class Decider:
                 self._judges.send(link, Outgoing(message, is_lossy=True))
         # To the warden always: that is how it knows that this process is alive while there is no canary.
         terms = {link.name: link.terms.generation if link.terms is not None else -1 for link in self._judges}
-        self._say({**message, "judges": terms, "devices": self._coverage.executions_seen()})
+        seen = self._coverage.executions_seen()
+        self._say({**message, "judges": terms, "devices": seen, "left": self._coverage.left_out(seen)})
 
     def _state(self) -> GateState:
         mounts = self._coverage.mounts()

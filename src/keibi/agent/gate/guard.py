@@ -5,12 +5,9 @@ descriptors over. They allow everything unless `keep_alive` was called in the la
 """
 
 import array
-import contextlib
-import ctypes
 import json
 import mmap
 import os
-import platform
 import select
 import socket
 import struct
@@ -20,21 +17,24 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from keibi.agent.gate.guard_maps import REFUSED, TAINTED, FileStates, Map, kernel_device, map_id
+
 ALIVE_SECONDS: Final = 3.0
-APPROVED: Final = 1
-REFUSED: Final = 4
 GATED: Final = 1
 MEMORY: Final = 2
+LEFT: Final = 3
 REPORT: Final = 1
 ENFORCE: Final = 2
-KINDS: Final = {1: "exec", 2: "map", 3: "signal", 4: "trace"}
+KINDS: Final = {1: "exec", 2: "map", 3: "signal", 4: "trace", 5: "write", 6: "control"}
+AGENTS: Final = frozenset(("signal", "trace", "write", "control"))
+"""What was tried against the agent itself."""
+_OWN: Final = 1
+_CORE: Final = 2
 _SETTINGS: Final = struct.Struct("=QQIIII")
 _FILE: Final = struct.Struct("=QII")
-_HAPPENING: Final = struct.Struct("=IIQII64s")
+_HAPPENING: Final = struct.Struct("=IIQIHH64s")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
-_BPF: Final = {"x86_64": 321, "aarch64": 280}
-_UPDATE, _DELETE = 2, 3
 _RING_BYTES: Final = 1 << 18
 _BUSY: Final = 1 << 31
 _DISCARDED: Final = 1 << 30
@@ -45,63 +45,23 @@ _LOAD_SECONDS: Final = 30.0
 class Refusal:
     """Something that the guard refused, or would have refused if it only reports."""
 
-    kind: str  # "exec", "map", "signal" or "trace"
+    kind: str  # a value of KINDS
     pid: int
     device: int  # as os.stat tells it
     inode: int
     name: bytes
     was_refused: bool
+    flags: int = 0  # the file's state, or the signal's number
 
+    @property
+    def is_against_agent(self) -> bool:
+        """Whether it was tried against the agent itself."""
+        return self.kind in AGENTS
 
-class Map:
-    """One of the guard's maps, by its descriptor. Whoever made it closes the descriptor."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._fd = descriptor
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._libc.syscall.restype = ctypes.c_long
-        self._call = _BPF[platform.machine()]
-
-    def put(self, key: bytes, value: bytes) -> None:
-        """Let a value stand for a key.
-
-        Raises:
-            OSError: E2BIG or ENOMEM, the map is full.
-        """
-        self._bpf(_UPDATE, key, value)
-
-    def drop(self, key: bytes) -> None:
-        """Let nothing stand for a key."""
-        with contextlib.suppress(FileNotFoundError):
-            self._bpf(_DELETE, key, b"")
-
-    def _bpf(self, command: int, key: bytes, value: bytes) -> None:
-        key_buffer, value_buffer = (ctypes.create_string_buffer(data, len(data)) for data in (key, value))
-        attributes = struct.pack(
-            "=IxxxxQQQ", self._fd, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer) if value else 0, 0
-        )
-        if self._libc.syscall(ctypes.c_long(self._call), ctypes.c_long(command), attributes, ctypes.c_long(len(attributes))) < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"the guard's map: {os.strerror(number)}")
-
-
-class FileStates:
-    """What the guard holds of single files. `device` is the file system's own number, as mountinfo names it."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._map = Map(descriptor)
-
-    def set(self, device: int, inode: int, state: int) -> None:
-        """Say that a file is APPROVED or REFUSED; 0 forgets it.
-
-        Raises:
-            OSError: the map is full.
-        """
-        key = _FILE.pack(inode, kernel_device(device), 0)
-        if state:
-            self._map.put(key, _U32.pack(state))
-        else:
-            self._map.drop(key)
+    @property
+    def is_tainted(self) -> bool:
+        """Whether it is a file for no other reason than that somebody has opened it for writing."""
+        return not self.is_against_agent and self.flags & (TAINTED | REFUSED) == TAINTED
 
 
 class Guard:
@@ -111,8 +71,11 @@ class Guard:
         """Take over the descriptors of a loader."""
         self.level = level
         self._fds = descriptors
-        self._maps = {name: Map(descriptors[name]) for name in ("settings", "devices", "own")}
-        self.files = FileStates(descriptors["files"])
+        self._settings_map = Map(descriptors["settings"], _U32.size, _SETTINGS.size)
+        self._devices = Map(descriptors["devices"], _U32.size, _U32.size)
+        self._own = Map(descriptors["own"], _U32.size, _U32.size)
+        self._guarded = Map(descriptors["guarded"], _FILE.size, _U32.size)
+        self.files = FileStates(descriptors["files"], descriptors["epoch"])
         ring, page = descriptors["happenings"], mmap.PAGESIZE
         self._consumed = mmap.mmap(ring, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
         # The kernel maps the data twice in a row, so that no record is cut at the end.
@@ -162,6 +125,11 @@ class Guard:
         """Return the descriptor that becomes readable when something was refused."""
         return self._fds["happenings"]
 
+    @property
+    def file_descriptors(self) -> tuple[int, int]:
+        """The descriptors from which another process makes `FileStates`."""
+        return self._fds["files"], self._fds["epoch"]
+
     def configure(self, mode: int, *, judges_maps: bool, protects: bool = False, scope: tuple[int, int] = (0, 0)) -> None:
         """Set what the guard does while it is kept alive. `scope`: id and depth of the only cgroup it looks at; 0 for all."""
         self._settings = (scope[0], scope[1], mode, int(judges_maps), int(protects))
@@ -170,22 +138,35 @@ class Guard:
     def keep_alive(self) -> None:
         """Say that the gate lives; must be called more often than every ALIVE_SECONDS."""
         until = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(ALIVE_SECONDS * 1e9)
-        self._maps["settings"].put(_U32.pack(0), _SETTINGS.pack(until, *self._settings))
+        self._settings_map.put(_U32.pack(0), _SETTINGS.pack(until, *self._settings))
 
     def set_device(self, device: int, state: int) -> None:
-        """Say that the gate answers for a file system (GATED), or that it is that of memfd_create (MEMORY); 0 forgets it."""
+        """Say that the gate watches a device (GATED) or not (LEFT), or that memfd_create owns it (MEMORY); 0: unknown."""
         key = _U32.pack(kernel_device(device))
         if state:
-            self._maps["devices"].put(key, _U32.pack(state))
+            self._devices.put(key, _U32.pack(state))
         else:
-            self._maps["devices"].drop(key)
+            self._devices.drop(key)
 
-    def set_own(self, pid: int, *, is_own: bool) -> None:
-        """Say that a process is the agent's, or no longer."""
-        if is_own:
-            self._maps["own"].put(_U32.pack(pid), _U32.pack(1))
-        else:
-            self._maps["own"].drop(_U32.pack(pid))
+    def own(self, pid: int, *, may_be_stopped: bool = False) -> None:
+        """Say that a process is the agent's; the children that it has from now on become so by themselves."""
+        self._own.put(_U32.pack(pid), _U32.pack(_OWN | _CORE if may_be_stopped else _OWN))
+
+    def guard_path(self, path: str) -> None:
+        """Let nobody but the agent's processes and PID 1 change what lies at or beneath a path, as far as `protects` is on.
+
+        Raises:
+            OSError: there is no such path.
+        """
+        status = os.stat(path)
+        self._guarded.put(_FILE.pack(status.st_ino, kernel_device(status.st_dev), 0), _U32.pack(1))
+
+    def guard_itself(self) -> None:
+        """Let nobody but the agent's processes get at these maps."""
+        own_maps = Map(self._fds["own_maps"], _U32.size, _U32.size)
+        for name, descriptor in self._fds.items():
+            if not name.startswith("link."):
+                own_maps.put(_U32.pack(map_id(descriptor)), _U32.pack(1))
 
     def take_refusals(self) -> list[Refusal]:
         """Return what was refused since the last call, oldest first; never waits."""
@@ -211,11 +192,6 @@ class Guard:
             return bool(poll.poll(seconds))
 
 
-def kernel_device(device: int) -> int:
-    """Return a device number as the kernel keeps it: 12 bits of major number, 20 of minor."""
-    return os.major(device) << 20 | os.minor(device)
-
-
 def memory_device() -> int:
     """Return the device number of files made by memfd_create."""
     descriptor = os.memfd_create("keibi", os.MFD_CLOEXEC)
@@ -225,7 +201,7 @@ def memory_device() -> int:
         os.close(descriptor)
 
 
-def _refusal(fields: tuple[int, int, int, int, int, bytes]) -> Refusal:
-    kind, pid, inode, device, was_refused, name = fields
+def _refusal(fields: tuple[int, int, int, int, int, int, bytes]) -> Refusal:
+    kind, pid, inode, device, was_refused, flags, name = fields
     told = os.makedev(device >> 20, device & 0xFFFFF)
-    return Refusal(KINDS.get(kind, str(kind)), pid, told, inode, name.partition(b"\0")[0], bool(was_refused))
+    return Refusal(KINDS.get(kind, str(kind)), pid, told, inode, name.partition(b"\0")[0], bool(was_refused), flags)

@@ -29,6 +29,9 @@ class Held:
     allowed: int = 0  # bits to remember once all have answered
     denied: int = 0
     is_denied: bool = False
+    codes: set[str] = field(default_factory=set)  # what judges said of it as code
+    guard_state: int | None = None  # what the kernel guard held of it when it was asked; None: the guard is told nothing
+    is_entered: bool = False  # whether it was entered there as approved because of this question
 
 
 @dataclass(eq=False, slots=True)

@@ -18,7 +18,7 @@ _MESSAGES_A_TURN: Final = 64
 class Listener(Protocol):
     """Who acts on what judges say."""
 
-    def on_verdict(self, link: JudgeLink, question_id: int, *, is_allowed: bool, remember: bool) -> None:
+    def on_verdict(self, link: JudgeLink, question_id: int, *, is_allowed: bool, remember: bool, code: str) -> None:
         """Take an answer."""
 
     def on_terms(self, link: JudgeLink) -> None:
@@ -120,7 +120,11 @@ class Judges:
         match message["type"]:
             case "verdict":
                 self._listener.on_verdict(
-                    link, int(message["id"]), is_allowed=bool(message["allow"]), remember=bool(message.get("remember"))
+                    link,
+                    int(message["id"]),
+                    is_allowed=bool(message["allow"]),
+                    remember=bool(message.get("remember")),
+                    code=str(message.get("code", "")),
                 )
             case "terms":
                 terms = judging.terms_of(message)

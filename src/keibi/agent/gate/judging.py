@@ -27,6 +27,9 @@ GUARD_OFF: Final = "off"
 GUARD_REPORT: Final = "report"
 GUARD_ENFORCE: Final = "enforce"
 GUARD_MODES: Final = (GUARD_OFF, GUARD_REPORT, GUARD_ENFORCE)  # each does more than the one before
+CODE_APPROVED: Final = "approved"  # it may run, as it is: written to, it is to be judged anew
+CODE_REFUSED: Final = "refused"  # it may neither run nor be mapped as code, whoever asks
+CODE_FREE: Final = "free"  # it may run, and no writer is to stop that
 SOFTWARE: Final = "software"  # ELF, "#!", an execute bit, or one of the suffixes
 
 
@@ -46,7 +49,8 @@ class Terms:
     places: tuple[str, ...] = ()  # mount points; empty: every local file system
     includes_network: bool = False
     excluded: tuple[str, ...] = ()  # directories (absolute, no trailing slash) about whose files this judge is not asked
-    guard: str = GUARD_OFF  # what the kernel guard does with programs on file systems that no gate sees
+    guard: str = GUARD_OFF  # what the kernel guard does with code that no gate sees, and with the judge's verdicts on code
+    protects_agent: bool = False  # whether the kernel guard keeps the agent's processes and what they keep from others
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class GateState:
 @dataclass(frozen=True)
 class Told:
     """What a gate tells without a question: `what` is "overdue" (answered by the terms), "repeated" (denied from memory),
-    "guarded" (the kernel guard met a program that no gate saw; `path` is only its name) or
+    "guarded" (the kernel guard met code that no gate let pass; `path` is only its name) or
     "overflow" (the kernel's queue was full: look at everything again)."""
 
     what: str
@@ -208,9 +212,14 @@ def terms_of(message: dict[str, Any]) -> Terms:
     return terms
 
 
-def verdict_message(question_id: int, *, is_allowed: bool, remember: bool) -> dict[str, Any]:
-    """Return a judge's answer. `remember`: it holds for the file as long as its key is the same."""
-    return {"type": "verdict", "id": question_id, "allow": is_allowed, "remember": remember}
+def verdict_message(question_id: int, *, is_allowed: bool, remember: bool, code: str = "") -> dict[str, Any]:
+    """Return a judge's answer. `remember`: it holds for the file as long as its key is the same.
+
+    `code` is what it means for the file as code, whoever asks: CODE_APPROVED, CODE_REFUSED, CODE_FREE, or "" for nothing. Without
+    a word of it a denial that is to be remembered is CODE_REFUSED.
+    """
+    code = code or (CODE_REFUSED if remember and not is_allowed else "")
+    return {"type": "verdict", "id": question_id, "allow": is_allowed, "remember": remember, "code": code}
 
 
 def forget_message(files: list[tuple[int, int]] | None = None) -> dict[str, Any]:

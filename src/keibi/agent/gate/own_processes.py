@@ -1,8 +1,9 @@
 """The agent's own processes, about which nobody is asked: a judge that waited for itself would wait for ever."""
 
+import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 _INIT_PID: Final = 1
@@ -75,3 +76,22 @@ def parent_of(pid: int) -> int:
         return 0
     finally:
         os.close(descriptor)
+
+
+def descendants_of(pid: int) -> Iterator[int]:
+    """Yield the processes below one, each before its own children are looked up."""
+    waiting = [pid]
+    while waiting:
+        parent = waiting.pop()
+        for child in _children_of(parent):
+            yield child
+            waiting.append(child)
+
+
+def _children_of(pid: int) -> list[int]:
+    children = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as file:
+                children += [int(word) for word in file.read().split()]
+    return children

@@ -21,7 +21,7 @@ from keibi.agent.gate import hardening, judging, mount_table
 from keibi.agent.gate.canary import Canary
 from keibi.agent.gate.decider import serve
 from keibi.agent.gate.following import Follower
-from keibi.agent.gate.guarding import Guarding
+from keibi.agent.gate.guarding import Agent, Guarding
 from keibi.agent.gate.remembering import SETTLED_SECONDS
 
 UNANSWERED_SECONDS: Final = 0.7
@@ -44,6 +44,7 @@ class WardenOptions:
     judges_directory: str
     excluded: tuple[str, ...] = ()  # directories about whose files nobody is asked when they are opened
     own_root: int = 0  # the process whose descendants are the agent; 0: none
+    own_directory: str = ""  # what only the agent writes to
     only_below: str = ""  # no mount but those at or beneath this directory is ever marked
     is_proof: bool = False  # ask as if policies prevented
     settled_seconds: float = SETTLED_SECONDS  # how old a file's last change must be for a verdict to be remembered
@@ -69,7 +70,7 @@ class Outlet(Protocol):
         """Write what waits."""
 
     def tell(self, what: str, of: dict[str, Any]) -> None:
-        """Tell "state", "closed", "restarted", "overflowed" or "guard"; must not wait."""
+        """Tell "state", "closed", "restarted", "overflowed", "guard" or "tried" (something against the agent); must not wait."""
 
 
 @dataclass
@@ -98,7 +99,8 @@ class Warden:
         self._outlet = outlet
         self._test_failure = test_failure
         self._follower = Follower(options.judges_directory, options.only_below)
-        self._guarding = Guarding(options.guard_scope, _mounted_devices() if options.guard_scope else ())
+        agent = Agent(options.own_root, options.own_directory)
+        self._guarding = Guarding(options.guard_scope, _mounted_devices() if options.guard_scope else (), agent)
         self._is_stopping = False
         self._restarts = 0
         self._last_end = ""
@@ -151,6 +153,7 @@ class Warden:
                 "reason": self._last_end,
             },
         )
+        self._hand_over_guard(decider)
         self._follower.serve(ours.dup())
         return decider
 
@@ -159,8 +162,10 @@ class Warden:
         while not self._is_stopping:
             look_seconds = LOOK_SECONDS if decider.canary is not None else IDLE_SECONDS
             for descriptor in self._ready(decider.channel.fileno(), look_seconds):
-                if descriptor != decider.channel.fileno():
+                if descriptor == self._outlet.fileno():
                     self._serve_outlet()
+                elif descriptor == self._guarding.fileno():
+                    continue  # taken below
                 elif (message := _received(decider)) is None:
                     return _how_ended(decider.pid)
                 else:
@@ -184,7 +189,7 @@ class Warden:
                 decider.wants_watching = bool(message["watching"])
                 self._follower.look_again(wants_network=bool(message["network"]))
                 if self._options.has_guard:
-                    self._guarding.want(message["guard"])
+                    self._guarding.want(message["guard"], judges_maps=message["maps"], protects=message["protects"])
                 self._settle(decider)
             case "canary_seen":
                 if decider.canary is not None and not decider.may_hold:
@@ -198,17 +203,27 @@ class Warden:
                     decider.is_restart = False
                     self._outlet.tell("restarted", {"restarts": self._restarts, "is_enforcing": message["is_enforcing"]})
                 decider.state = message
-                self._guarding.set_devices(message["devices"])
+                self._guarding.set_devices(message["devices"], message["left"])
                 wants = {"wants_holding": decider.wants_holding, "wants_watching": decider.wants_watching}
                 self._outlet.tell("state", {**message, **wants})
 
     def _look_after_guard(self, decider: _Decider) -> None:
         if self._guarding.look(is_enforcing=decider.may_hold):
             self._outlet.tell("guard", {"level": self._guarding.level, "reason": self._guarding.reason})
+            self._hand_over_guard(decider)
         for refusal in self._guarding.take_refusals():
             name = judging.path_text(refusal.name)
-            told = {"type": "guarded", "pid": refusal.pid, "name": name, "was_refused": refusal.was_refused}
-            self._order(decider, told)
+            told = {"what": refusal.kind, "pid": refusal.pid, "name": name, "was_refused": refusal.was_refused}
+            if refusal.is_against_agent:
+                if self._guarding.is_news(refusal):
+                    self._outlet.tell("tried", {**told, "program": _program_of(refusal.pid), "signal": refusal.flags})
+            else:
+                about = {"device": refusal.device, "inode": refusal.inode, "is_tainted": refusal.is_tainted}
+                self._order(decider, {"type": "guarded", **told, **about})
+
+    def _hand_over_guard(self, decider: _Decider) -> None:
+        for descriptor in self._guarding.file_descriptors:
+            self._order(decider, {"type": "guard_map"}, descriptor)
 
     def _settle(self, decider: _Decider) -> None:
         """Take the next step towards holding, or away from it."""
@@ -261,6 +276,8 @@ class Warden:
         poll.register(self._outlet.fileno(), select.POLLIN | (select.POLLOUT if self._outlet.is_blocked else 0))
         if channel is not None:
             poll.register(channel, select.POLLIN)
+        if channel is not None and self._guarding.fileno() >= 0:
+            poll.register(self._guarding.fileno(), select.POLLIN)
         return [descriptor for descriptor, _ in poll.poll(seconds * 1000)]
 
     def _serve_outlet(self) -> None:
@@ -272,6 +289,14 @@ class Warden:
 def _mounted_devices() -> list[str]:
     """Return the file systems that are mounted now, which a guard of a single cgroup shall not meddle with."""
     return [mount.device for mount in mount_table.parse_mounts(mount_table.read_table("/proc/self/mountinfo"))]
+
+
+def _program_of(pid: int) -> str:
+    """Return the program that a process runs, as far as it is still there."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return ""
 
 
 def _received(decider: _Decider) -> dict[str, Any] | None:

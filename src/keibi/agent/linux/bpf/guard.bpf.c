@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 // What fanotify cannot see: programs on file systems that the gate has not marked (memfd, a fresh tmpfs in a new namespace), libraries
-// that are mapped rather than executed, and stores through a shared mapping after the approval.
+// that are mapped rather than executed, and stores through a shared mapping after the approval. And it keeps the agent's processes
+// from signals and tracing, and what it keeps on disk from being written by others.
 //
 // Two levels from one object. *A*: BPF LSM programs refuse before it happens. *B*: where only tracing programs load, a program that
 // nobody approved is killed when its execution has begun and before its first instruction. The gate fills the maps; when it has
@@ -20,7 +21,7 @@ typedef __u32 __be32;
 typedef __u32 __wsum;
 typedef _Bool bool;
 
-enum { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_ARRAY = 2, BPF_MAP_TYPE_RINGBUF = 27 };
+enum { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_ARRAY = 2, BPF_MAP_TYPE_LRU_HASH = 9, BPF_MAP_TYPE_RINGBUF = 27 };
 enum { BPF_ANY = 0, BPF_F_NO_PREALLOC = 1 };
 
 #include <bpf/bpf_helpers.h>
@@ -32,10 +33,17 @@ enum { BPF_ANY = 0, BPF_F_NO_PREALLOC = 1 };
 struct qstr {
 	const unsigned char *name;
 };
+struct inode;
 struct dentry {
 	struct qstr d_name;
+	struct dentry *d_parent;
+	struct inode *d_inode;
+};
+struct vfsmount {
+	int mnt_flags;
 };
 struct path {
+	struct vfsmount *mnt;
 	struct dentry *dentry;
 };
 struct super_block {
@@ -44,6 +52,7 @@ struct super_block {
 struct inode {
 	struct super_block *i_sb;
 	unsigned long i_ino;
+	__u16 i_mode;
 };
 struct file {
 	struct inode *f_inode;
@@ -57,10 +66,15 @@ struct vm_area_struct {
 	struct file *vm_file;
 };
 struct task_struct {
+	int pid;
 	int tgid;
+};
+struct bpf_map {
+	__u32 id;
 };
 struct kernel_siginfo;
 struct cred;
+struct rlimit;
 
 #pragma clang attribute pop
 
@@ -72,16 +86,31 @@ struct cred;
 // A file system's state.
 #define GATED 1
 #define MEMORY 2 // of memfd_create: mapped as code by honest runtimes, as anonymous memory is, and so only its execution is judged
+#define LEFT 3 // the gate knows it, and does not watch it: the policy leaves it out, or the kernel cannot
+// An own process's state.
+#define OWN 1
+#define CORE 2 // may be asked to stop
 #define PROT_EXEC 4
 #define FMODE_WRITE 2
+#define SIGINT 2
 #define SIGKILL 9
+#define SIGTERM 15
+#define SIGCONT 18
 #define EPERM 1
 #define PTRACE_MODE_ATTACH 2
+#define MNT_INTERNAL 0x4000 // the kernel's own mount, that no path leads to
+#define S_IFMT 0170000
+#define S_IFREG 0100000
+// So long after somebody asked the core to stop may the agent's processes be ended by anybody who may signal them.
+#define STOPPING_NS 10000000000ULL
+#define MOST_STEPS 12 // from a file up to a guarded directory
 
 #define KIND_EXEC 1
 #define KIND_MAP 2
 #define KIND_SIGNAL 3
 #define KIND_PTRACE 4
+#define KIND_WRITE 5 // of what the agent keeps
+#define KIND_CONTROL 6 // of this guard's own maps
 
 // Written by guard.py (_SETTINGS) in this order.
 struct settings {
@@ -90,7 +119,13 @@ struct settings {
 	__u32 scope_level;
 	__u32 mode; // 0 off, 1 report, ENFORCE
 	__u32 judges_maps; // whether executable mappings are judged (level A)
-	__u32 protects; // whether signals and tracing of `own` processes are refused (level A)
+	__u32 protects; // whether the agent's processes and what it keeps are protected (level A)
+};
+// Written by guard_maps.py (_STATE) in this order.
+struct file_state {
+	__u64 epoch; // a state of another epoch than the one in force is none
+	__u32 flags;
+	__u32 unused;
 };
 struct file_key {
 	__u64 inode;
@@ -103,7 +138,8 @@ struct happening {
 	__u32 pid;
 	__u64 inode;
 	__u32 device;
-	__u32 was_refused;
+	__u16 was_refused;
+	__u16 flags; // of the file
 	__u8 name[64];
 };
 
@@ -122,19 +158,47 @@ struct {
 } devices SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1000000);
+	// The oldest go when it is full: a file without a state is fanotify's alone.
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 32768);
 	__type(key, struct file_key);
-	__type(value, __u32);
+	__type(value, struct file_state);
 } files SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} epoch SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 256);
+	__uint(max_entries, 8192);
 	__type(key, __u32);
 	__type(value, __u32);
-} own SEC(".maps"); // the agent's processes
+} own SEC(".maps"); // the agent's processes; their children are its too
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__type(key, struct file_key);
+	__type(value, __u32);
+} guarded SEC(".maps"); // directories and files that only the agent's processes may change
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 32);
+	__type(key, __u32);
+	__type(value, __u32);
+} own_maps SEC(".maps"); // by id
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} stop_asked SEC(".maps"); // when, CLOCK_MONOTONIC
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -159,15 +223,27 @@ static __always_inline struct settings *in_force(void)
 	return now;
 }
 
-static __always_inline void identify(struct file *file, struct file_key *key)
+static __always_inline void identify_inode(struct inode *inode, struct file_key *key)
 {
-	struct inode *inode = BPF_CORE_READ(file, f_inode);
 	key->inode = BPF_CORE_READ(inode, i_ino);
 	key->device = BPF_CORE_READ(inode, i_sb, s_dev);
 	key->unused = 0;
 }
 
-static __always_inline void tell(__u32 kind, const struct file_key *key, struct file *file, bool was_refused)
+static __always_inline void identify(struct file *file, struct file_key *key)
+{
+	identify_inode(BPF_CORE_READ(file, f_inode), key);
+}
+
+static __always_inline struct file_state *state_of(const struct file_key *key)
+{
+	__u32 zero = 0;
+	__u64 *now = bpf_map_lookup_elem(&epoch, &zero);
+	struct file_state *state = bpf_map_lookup_elem(&files, key);
+	return state && now && state->epoch == *now ? state : 0;
+}
+
+static __always_inline void tell(__u32 kind, const struct file_key *key, struct dentry *dentry, bool was_refused, __u32 flags)
 {
 	struct happening *told = bpf_ringbuf_reserve(&happenings, sizeof(*told), 0);
 	if (!told) {
@@ -182,23 +258,52 @@ static __always_inline void tell(__u32 kind, const struct file_key *key, struct 
 	told->inode = key ? key->inode : 0;
 	told->device = key ? key->device : 0;
 	told->was_refused = was_refused;
+	told->flags = flags;
 	told->name[0] = 0;
-	if (file) {
-		const unsigned char *name = BPF_CORE_READ(file, f_path.dentry, d_name.name);
+	if (dentry) {
+		const unsigned char *name = BPF_CORE_READ(dentry, d_name.name);
 		bpf_probe_read_kernel_str(told->name, sizeof(told->name), name);
 	}
 	bpf_ringbuf_submit(told, 0);
 }
 
-// An exec on a marked file system was answered by fanotify before it came here; only what has changed since then is ours.
-static __always_inline bool may_execute(const struct file_key *key)
+// As a branch: of a number worked out from the condition, newer kernels do not see that it is one that a hook may return.
+static __always_inline int answer(bool refuses)
 {
-	__u32 *approval = bpf_map_lookup_elem(&files, key);
-	if (approval)
-		return !(*approval & (TAINTED | REFUSED));
+	int answer = 0;
+	if (refuses) {
+		answer = -EPERM;
+		barrier_var(answer);
+	}
+	return answer;
+}
+
+// An exec on a marked file system was answered by fanotify before it came here; only what has changed since then is ours.
+static __always_inline bool may_execute(const struct file_key *key, __u32 *flags)
+{
+	struct file_state *state = state_of(key);
+	*flags = state ? state->flags : 0;
+	if (state)
+		return !(*flags & (TAINTED | REFUSED));
 	__u32 device = key->device;
-	__u32 *state = bpf_map_lookup_elem(&devices, &device);
-	return state && *state == GATED;
+	__u32 *known = bpf_map_lookup_elem(&devices, &device);
+	return known && *known != MEMORY;
+}
+
+static __always_inline int judge_execution(struct linux_binprm *bprm)
+{
+	struct settings *now = in_force();
+	struct file_key key;
+	__u32 flags;
+	if (!now)
+		return 0;
+	struct file *file = BPF_CORE_READ(bprm, file);
+	identify(file, &key);
+	if (may_execute(&key, &flags))
+		return 0;
+	bool refuses = now->mode == ENFORCE;
+	tell(KIND_EXEC, &key, BPF_CORE_READ(file, f_path.dentry), refuses, flags);
+	return answer(refuses);
 }
 
 // ---- level B
@@ -206,17 +311,7 @@ static __always_inline bool may_execute(const struct file_key *key)
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(kill_unapproved, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
-	struct settings *now = in_force();
-	struct file_key key;
-	if (!now)
-		return 0;
-	struct file *file = BPF_CORE_READ(bprm, file);
-	identify(file, &key);
-	if (may_execute(&key))
-		return 0;
-	bool kills = now->mode == ENFORCE;
-	tell(KIND_EXEC, &key, file, kills);
-	if (kills)
+	if (judge_execution(bprm))
 		bpf_send_signal(SIGKILL);
 	return 0;
 }
@@ -226,33 +321,30 @@ int BPF_PROG(kill_unapproved, struct task_struct *task, int old_pid, struct linu
 SEC("lsm/bprm_check_security")
 int BPF_PROG(refuse_exec, struct linux_binprm *bprm, int ret)
 {
-	struct settings *now = in_force();
-	struct file_key key;
-	if (ret || !now)
-		return ret;
-	struct file *file = BPF_CORE_READ(bprm, file);
-	identify(file, &key);
-	if (may_execute(&key))
-		return 0;
-	bool refuses = now->mode == ENFORCE;
-	tell(KIND_EXEC, &key, file, refuses);
-	return refuses ? -EPERM : 0;
+	return ret ? ret : judge_execution(bprm);
 }
 
 static __always_inline int judge_mapping(struct file *file)
 {
 	struct settings *now = in_force();
 	struct file_key key;
-	if (!now || !now->judges_maps || !file)
+	__u32 flags = 0;
+	// Devices are no files; nor is what only the kernel has mounted: memory, however it is asked for.
+	if (!now || !now->judges_maps || !file || (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFREG)
 		return 0;
 	identify(file, &key);
-	__u32 *approval = bpf_map_lookup_elem(&files, &key);
+	struct file_state *state = state_of(&key);
 	__u32 device = key.device;
-	if (approval ? !(*approval & (TAINTED | REFUSED)) : bpf_map_lookup_elem(&devices, &device) != 0)
+	if (state) {
+		flags = state->flags;
+		if (!(flags & (TAINTED | REFUSED)))
+			return 0;
+	} else if (bpf_map_lookup_elem(&devices, &device) || BPF_CORE_READ(file, f_path.mnt, mnt_flags) & MNT_INTERNAL) {
 		return 0;
+	}
 	bool refuses = now->mode == ENFORCE;
-	tell(KIND_MAP, &key, file, refuses);
-	return refuses ? -EPERM : 0;
+	tell(KIND_MAP, &key, BPF_CORE_READ(file, f_path.dentry), refuses, flags);
+	return answer(refuses);
 }
 
 SEC("lsm/mmap_file")
@@ -269,6 +361,54 @@ int BPF_PROG(refuse_protect, struct vm_area_struct *area, unsigned long reqprot,
 	return judge_mapping(BPF_CORE_READ(area, vm_file));
 }
 
+static __always_inline __u32 own_state(__u32 pid)
+{
+	__u32 *state = bpf_map_lookup_elem(&own, &pid);
+	return state ? *state : 0;
+}
+
+static __always_inline bool is_stopping(void)
+{
+	__u32 zero = 0;
+	__u64 *asked = bpf_map_lookup_elem(&stop_asked, &zero);
+	return asked && *asked && bpf_ktime_get_ns() > *asked + STOPPING_NS;
+}
+
+// The settings in force where others may not touch what is the agent's; 0 for the agent itself, and for PID 1, which stops services.
+static __always_inline struct settings *protecting(void)
+{
+	__u32 me = bpf_get_current_pid_tgid() >> 32;
+	struct settings *now = in_force();
+	return now && now->protects && me > 1 && !own_state(me) ? now : 0;
+}
+
+static __always_inline int refuse_change(struct dentry *dentry)
+{
+	struct settings *now = protecting();
+	struct file_key key, first = {};
+	struct dentry *at = dentry;
+	if (!now)
+		return 0;
+	for (int step = 0; step < MOST_STEPS; step++) {
+		struct inode *inode = BPF_CORE_READ(at, d_inode);
+		if (inode) {
+			identify_inode(inode, &key);
+			if (!step)
+				first = key;
+			if (bpf_map_lookup_elem(&guarded, &key)) {
+				bool refuses = now->mode == ENFORCE && !is_stopping();
+				tell(KIND_WRITE, &first, dentry, refuses, 0);
+				return answer(refuses);
+			}
+		}
+		struct dentry *parent = BPF_CORE_READ(at, d_parent);
+		if (!parent || parent == at)
+			return 0;
+		at = parent;
+	}
+	return 0;
+}
+
 // Whoever opens an approved file for writing may store into it later without a further call: so the approval ends here.
 SEC("lsm/file_open")
 int BPF_PROG(taint_written, struct file *file, int ret)
@@ -277,38 +417,108 @@ int BPF_PROG(taint_written, struct file *file, int ret)
 	if (ret || !(BPF_CORE_READ(file, f_mode) & FMODE_WRITE))
 		return ret;
 	identify(file, &key);
-	__u32 *approval = bpf_map_lookup_elem(&files, &key);
-	if (approval)
-		*approval |= TAINTED;
-	return 0;
+	struct file_state *state = state_of(&key);
+	if (state)
+		state->flags |= TAINTED;
+	return refuse_change(BPF_CORE_READ(file, f_path.dentry));
 }
 
-static __always_inline bool is_own(__u32 pid)
+SEC("lsm/inode_unlink")
+int BPF_PROG(refuse_unlink, struct inode *directory, struct dentry *dentry, int ret)
 {
-	return bpf_map_lookup_elem(&own, &pid) != 0;
+	return ret ? ret : refuse_change(dentry);
 }
 
-static __always_inline int protect(struct task_struct *victim, __u32 kind)
+SEC("lsm/inode_rmdir")
+int BPF_PROG(refuse_rmdir, struct inode *directory, struct dentry *dentry, int ret)
 {
-	struct settings *now = in_force();
-	__u32 pid = BPF_CORE_READ(victim, tgid), me = bpf_get_current_pid_tgid() >> 32;
-	if (!now || !now->protects || !is_own(pid) || is_own(me) || me <= 1)
+	return ret ? ret : refuse_change(dentry);
+}
+
+SEC("lsm/inode_rename")
+int BPF_PROG(refuse_rename, struct inode *from, struct dentry *old, struct inode *to, struct dentry *new, int ret)
+{
+	if (ret)
+		return ret;
+	int refused = refuse_change(old);
+	return refused ? refused : refuse_change(BPF_CORE_READ(new, d_parent));
+}
+
+SEC("lsm/path_truncate")
+int BPF_PROG(refuse_truncate, const struct path *path, int ret)
+{
+	return ret ? ret : refuse_change(BPF_CORE_READ(path, dentry));
+}
+
+static __always_inline int protect(struct task_struct *victim, __u32 kind, int signal)
+{
+	__u32 state = own_state(BPF_CORE_READ(victim, tgid)), zero = 0;
+	struct settings *now = state ? protecting() : 0;
+	if (!now)
 		return 0;
-	tell(kind, 0, 0, 1);
-	return -EPERM;
+	bool refuses = now->mode == ENFORCE && !is_stopping();
+	if (state & CORE && (signal == SIGTERM || signal == SIGINT)) {
+		__u64 *asked = bpf_map_lookup_elem(&stop_asked, &zero);
+		if (asked && !*asked)
+			*asked = bpf_ktime_get_ns();
+		refuses = 0;
+	}
+	tell(kind, 0, 0, refuses, signal);
+	return answer(refuses);
 }
 
 SEC("lsm/task_kill")
 int BPF_PROG(refuse_signal, struct task_struct *victim, struct kernel_siginfo *info, int signal, const struct cred *cred, int ret)
 {
 	// 0 only asks whether the process is there.
-	return ret || !signal ? ret : protect(victim, KIND_SIGNAL);
+	return ret || !signal || signal == SIGCONT ? ret : protect(victim, KIND_SIGNAL, signal);
+}
+
+// A limit of processor time ends a process as a signal does.
+SEC("lsm/task_setrlimit")
+int BPF_PROG(refuse_limit, struct task_struct *victim, unsigned int resource, struct rlimit *limit, int ret)
+{
+	return ret ? ret : protect(victim, KIND_SIGNAL, 0);
 }
 
 SEC("lsm/ptrace_access_check")
 int BPF_PROG(refuse_trace, struct task_struct *child, unsigned int mode, int ret)
 {
-	return ret || !(mode & PTRACE_MODE_ATTACH) ? ret : protect(child, KIND_PTRACE);
+	return ret || !(mode & PTRACE_MODE_ATTACH) ? ret : protect(child, KIND_PTRACE, 0);
+}
+
+// Else whoever may load programs could switch this guard off by its own maps.
+SEC("lsm/bpf_map")
+int BPF_PROG(refuse_control, struct bpf_map *map, unsigned int mode, int ret)
+{
+	__u32 id = BPF_CORE_READ(map, id);
+	if (ret || !bpf_map_lookup_elem(&own_maps, &id))
+		return ret;
+	struct settings *now = protecting();
+	if (!now)
+		return 0;
+	bool refuses = now->mode == ENFORCE && !is_stopping();
+	tell(KIND_CONTROL, 0, 0, refuses, 0);
+	return answer(refuses);
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(own_forked, struct task_struct *parent, struct task_struct *child)
+{
+	__u32 from = BPF_CORE_READ(parent, tgid), pid = BPF_CORE_READ(child, tgid), is_own = OWN;
+	if (from != pid && own_state(from))
+		bpf_map_update_elem(&own, &pid, &is_own, BPF_ANY);
+	return 0;
+}
+
+// Not when it exits: its last act is to have its children ended, by a signal of its own.
+SEC("tp_btf/sched_process_free")
+int BPF_PROG(own_ended, struct task_struct *task)
+{
+	__u32 pid = BPF_CORE_READ(task, tgid);
+	if (BPF_CORE_READ(task, pid) == pid)
+		bpf_map_delete_elem(&own, &pid);
+	return 0;
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -17,9 +17,13 @@ from keibi.agent.linux.bpf.build import GUARD_OBJECT
 from keibi.agent.linux.libbpf import load_libbpf
 from keibi.errors import TryLaterError
 
-MAPS = ("settings", "devices", "files", "own", "happenings", "lost")
+MAPS = ("settings", "devices", "files", "epoch", "own", "guarded", "own_maps", "stop_asked", "happenings", "lost")
 PROGRAMS = {
-    "A": ("refuse_exec", "refuse_map", "refuse_protect", "taint_written", "refuse_signal", "refuse_trace"),
+    "A": (
+        *("refuse_exec", "refuse_map", "refuse_protect", "taint_written"),
+        *("refuse_signal", "refuse_limit", "refuse_trace", "refuse_unlink", "refuse_rmdir", "refuse_rename", "refuse_truncate"),
+        *("refuse_control", "own_forked", "own_ended"),
+    ),
     "B": ("kill_unapproved",),
 }
 

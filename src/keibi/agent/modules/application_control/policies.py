@@ -116,4 +116,5 @@ def terms_of(policy: Policy | None, *, is_suspended: bool) -> Terms:
         places=settings.places,
         excluded=tuple(path.rstrip("/") for path in settings.excluded_directories),
         guard=judging.GUARD_ENFORCE if policy.prevents and not is_suspended else judging.GUARD_REPORT,
+        protects_agent=settings.protect_agent,
     )
