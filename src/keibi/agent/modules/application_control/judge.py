@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from keibi.agent.gate.judging import EXEC, OPEN, WRITTEN, FileKey, Question
+from keibi.agent.gate.judging import CODE_APPROVED, CODE_FREE, CODE_REFUSED, EXEC, OPEN, WRITTEN, FileKey, Question
 from keibi.agent.judge_server import Asked
 from keibi.agent.modules.application_control import asking
 from keibi.agent.modules.application_control.contents import TooSlowError, Writers, settled_content, writers_of
@@ -156,6 +156,7 @@ class Judge:
             looked = replace(looked, writers=Writers.UNKNOWN)
         facts = self._facts(question, looked, policy)
         verdict = self._verdict(facts, in_force, question)
+        code = _as_code(looked, facts, verdict, policy)
         inline = None
         if verdict.is_allowed and question.event == EXEC and policy.looks_at_inline:
             inline = self._inline(question, looked, facts, in_force)
@@ -164,7 +165,8 @@ class Judge:
         if verdict.would_block or (inline is not None and reports_inline(facts, policy.settings)):
             self._teller.judged(question, looked.key, facts, verdict, started)
             self.denied_count += not verdict.is_allowed
-        asked.answer(is_allowed=verdict.is_allowed, remember=self._may_be_remembered(question, looked, verdict, in_force))
+        remember = self._may_be_remembered(question, looked, verdict, in_force)
+        asked.answer(is_allowed=verdict.is_allowed, remember=remember, code=code)
         if facts.inline is None:
             self._note(question, looked, verdict)
             self._keep_if_fine(question, looked, verdict, in_force)
@@ -416,6 +418,15 @@ class Judge:
 
 
 _TRUSTING = (ReasonCode.INVENTORY, ReasonCode.TRUSTED_UPDATER, ReasonCode.MAINTENANCE)
+
+
+def _as_code(looked: Looked, facts: Facts, verdict: Verdict, policy: Policy) -> str:
+    """Return what the verdict on a file means for it as code, whoever asks; "" for nothing."""
+    is_known = looked.writers is Writers.NONE and bool(looked.sha256) and not policy.known.depends_on_user
+    if not verdict.is_allowed:
+        return CODE_REFUSED if is_known else ""
+    # What everybody needs to sign in or to repair may have a writer: nothing of that may stop.
+    return CODE_APPROVED if is_known and not facts.floor and not verdict.would_block else CODE_FREE
 
 
 def _is_for_writing(pid: int) -> bool:
