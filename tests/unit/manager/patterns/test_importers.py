@@ -201,7 +201,7 @@ def container(files: dict[str, bytes], **changes: object) -> bytes:
     return ":".join(fields).encode().ljust(cvd.HEADER_BYTES) + data[cvd.HEADER_BYTES :]
 
 
-def test_sha256_goes_to_our_list_and_the_rest_to_clamd():
+def test_sha256_goes_to_our_list_and_to_clamd_and_the_rest_to_clamd():
     database = {
         "main.hsb": f"{HASH}:68:Eicar\n{'ab' * 20}:5:Sha1:73\n{'cd' * 32}:9:Known.Good\n".encode(),
         "main.hdb": f"{MD5}:68:Eicar.Md5\nbroken line\n".encode(),
@@ -222,6 +222,9 @@ def test_sha256_goes_to_our_list_and_the_rest_to_clamd():
     assert any("known good" in note for note in report.notes)
     assert any("newer engine" in note for note in report.notes)
     assert {content.kind for content in imported.contents} == set(ContentKind)
+    with tarfile.open(fileobj=io.BytesIO(only(imported, ContentKind.CLAMAV)[cvd.HEADER_BYTES :])) as kept:
+        hashes = kept.extractfile("keibi.hsb").read().decode().splitlines()
+    assert f"{HASH}:68:Eicar" in hashes  # of what clamd alone unpacks
     assert take(container(database), "main.cvd").contents == imported.contents  # equal databases, equal contents
 
 

@@ -1,4 +1,4 @@
-"""ClamAV databases, plain or in containers: SHA-256 hashes go to Keibi's own list, the rest stays for clamd.
+"""ClamAV databases, plain or in containers: SHA-256 hashes go to Keibi's own list too, all stays for clamd.
 
 clamd refuses a whole database for one malformed line, and then protects nobody; so lines are looked at first, and those that
 clamd would stumble over are left out and named.
@@ -81,7 +81,7 @@ class ClamavDatabases:
             self._tally.refuse(member.name, member.name, f"a .{suffix} file is no ClamAV database", "unknown_file")
 
     def contents(self, set_name: str) -> list[Content]:
-        """Return what is left for clamd as one container; ask the hash list and the rules for theirs."""
+        """Return what is for clamd as one container; ask the hash list and the rules for theirs."""
         dropped = sum(self._hashes.drop(sha256) for sha256 in self._known_good)
         if dropped:
             self._tally.notes.append(f"{dropped} hashes were left out because the database itself lists them as known good")
@@ -122,7 +122,9 @@ class ClamavDatabases:
                 continue
             first = line.partition(":")[0]
             if suffix in _FILE_HASHES and len(first) == 64:
+                # Our engines find the file by it, and clamd what it alone takes out of installers, mail and packed programs.
                 self._hashes.add(where, first)
+                self._kept[suffix].append(line)
                 continue
             if suffix == "sfp" and len(first) == 64:
                 self._known_good.add(first)
