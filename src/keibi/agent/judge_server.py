@@ -39,6 +39,11 @@ class Asked:
         if self.question.id:
             self._gate.send(judging.verdict_message(self.question.id, is_allowed=is_allowed, remember=remember, code=code))
 
+    def give_up(self) -> None:
+        """Tell the gate that there will be no verdict in time: it answers by the terms."""
+        if self.question.id:
+            self._gate.send(judging.no_verdict_message(self.question.id))
+
     def close(self) -> None:
         """Close the descriptor."""
         os.close(self.descriptor)
@@ -70,7 +75,7 @@ class JudgeServer:
         on_question: Callable[[Asked], None],
         on_told: Callable[[Told], None],
         on_state: Callable[[list[GateState]], None],
-        on_caught_up: Callable[[int, float], None] = lambda gate, at: None,
+        on_caught_up: Callable[[int, float], None] | None = None,
     ) -> None:
         """Begin to listen; must be called while still root, since the directory is root's.
 
@@ -200,7 +205,7 @@ class JudgeServer:
                     gate.state = judging.state_of(message)
                     self._tell_states()
                 case "caught_up":
-                    if not gate.state.is_proof:
+                    if self._on_caught_up is not None and not gate.state.is_proof:
                         self._on_caught_up(gate.number, float(message["at"]))
                 case _:
                     return False

@@ -86,6 +86,18 @@ class CoreOutlet:
                 )
             case "restarted":
                 self._channel.send(event_message("gate.restarted", "medium", "The file gate works again.", details=of))
+            case "suspended" if of["judges"]:
+                self._channel.send(
+                    event_message(
+                        "gate.suspended",
+                        "high",
+                        f"No verdict came from {', '.join(of['judges'])} for so long that what it does not know is let pass "
+                        "and reported until it answers again.",
+                        details=of,
+                    )
+                )
+            case "suspended":
+                self._channel.send(event_message("gate.resumed", "medium", "Verdicts come again, and are kept to.", details=of))
             case "overflowed":
                 self._channel.send(
                     event_message(

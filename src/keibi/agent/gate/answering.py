@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from typing import Final
 
-from keibi.agent.gate import fanotify, judging
+from keibi.agent.gate import fanotify, floor, judging
 from keibi.agent.gate.answers import Answers
 from keibi.agent.gate.code_states import CodeStates
 from keibi.agent.gate.coverage import Coverage
@@ -105,6 +105,12 @@ class Answering:
             self._remember(held, None)
         else:
             self._go_on(held)
+
+    def on_no_verdict(self, link: JudgeLink, question_id: int) -> None:
+        """Answer by the terms, as the judge says itself that it cannot in time; it has told of that."""
+        asked = self._questions.answered(question_id)
+        if asked is not None and asked.judge == link.index and not asked.is_overdue:
+            self._answer_by_terms(asked, is_told=False)
 
     def overdue(self, now: float) -> None:
         """Answer what is due by the terms."""
@@ -237,8 +243,12 @@ class Answering:
     def _ask_one(self, wish: Wish, held: Held, bit: int) -> None:
         link = self._judges[wish.judge]
         descriptor, pid = held.events[0]
-        if link.connection is None or self._questions.held_count >= MAX_HELD:
-            is_allowed = wish.terms.on_timeout == ALLOW
+        is_away, is_full = link.connection is None, self._questions.held_count >= MAX_HELD
+        # One that gives no verdicts is still asked now and then: so it is noticed when it does again.
+        now = time.monotonic()
+        is_given_up = link.is_given_up(now) and not link.is_to_be_tried(now)
+        if is_away or is_full or is_given_up:
+            is_allowed = self._is_allowed_by_terms(link, held)
             held.is_denied |= not is_allowed
             self._count_overdue(link, Told("overdue", 1, 0, is_allowed, pid, held.path, held.key))
             return
@@ -278,15 +288,23 @@ class Answering:
         for asked in self._questions.open_of(held):
             asked.outgoing.is_withdrawn = True
 
-    def _answer_by_terms(self, asked: Asked) -> None:
+    def _is_allowed_by_terms(self, link: JudgeLink, held: Held) -> bool:
+        """Return the answer for the want of a verdict."""
+        if link.terms is None or link.terms.on_timeout == ALLOW or link.is_given_up(time.monotonic()):
+            return True
+        return bool(held.events) and floor.is_needed(held.event, held.path, os.fstat(held.events[0][0]))
+
+    def _answer_by_terms(self, asked: Asked, *, is_told: bool = True) -> None:
         link = self._judges[asked.judge]
         held = asked.held
         asked.outgoing.is_withdrawn = True
+        link.is_without_verdict(time.monotonic())
         if not held.events:
             return
-        is_allowed = link.terms is None or link.terms.on_timeout == ALLOW
+        is_allowed = self._is_allowed_by_terms(link, held)
         held.is_denied |= not is_allowed
-        self._count_overdue(link, Told("overdue", 1, asked.id, is_allowed, held.events[0][1], held.path, held.key))
+        if is_told:
+            self._count_overdue(link, Told("overdue", 1, asked.id, is_allowed, held.events[0][1], held.path, held.key))
         self._go_on(held)
 
     def _count_overdue(self, link: JudgeLink, told: Told) -> None:

@@ -87,6 +87,7 @@ class Decider:
         self._state_seconds = float(begin["state_seconds"])
         self._may_hold = False
         self._reason = str(begin["reason"])
+        self._suspended: tuple[str, ...] = ()
         self._guard_maps: list[int] = []
         self._canary: int | None = None
         self._is_canary_awaited = False
@@ -184,6 +185,10 @@ class Decider:
     def on_verdict(self, link: JudgeLink, question_id: int, *, is_allowed: bool, remember: bool, code: str) -> None:
         """Take an answer."""
         self._answering.on_verdict(link, question_id, is_allowed=is_allowed, remember=remember, code=code)
+
+    def on_no_verdict(self, link: JudgeLink, question_id: int) -> None:
+        """Answer by the terms."""
+        self._answering.on_no_verdict(link, question_id)
 
     def on_terms(self, link: JudgeLink) -> None:
         """Forget all verdicts and take the terms."""
@@ -314,6 +319,11 @@ class Decider:
     def _tell_state(self, now: float) -> None:
         self._state_at = now + self._state_seconds
         self._tell_caught_up()
+        holding = {wish.judge for wish in self._coverage.wishes if wish.held}
+        suspended = tuple(link.name for link in self._judges if link.index in holding and link.is_given_up(now))
+        if suspended != self._suspended:
+            self._suspended = suspended
+            self._say({"type": "suspended", "judges": suspended})
         state = self._state()
         message = judging.state_message(state)
         is_changed = self._last_told is None or _without_metrics(state) != _without_metrics(self._last_told)
@@ -341,13 +351,14 @@ class Decider:
             pid=os.getpid(),
             is_enforcing=self._may_hold and any(mount[2] == "permission" for mount in mounts),
             reason=self._reason,
+            suspended=self._suspended,
             mounts=mounts,
             metrics=tuple((name, float(value)) for name, value in metrics.items()),
         )
 
 
 def _without_metrics(state: GateState) -> tuple[object, ...]:
-    return state.is_enforcing, state.reason, state.mounts
+    return state.is_enforcing, state.reason, state.suspended, state.mounts
 
 
 def serve(warden: socket.socket) -> None:

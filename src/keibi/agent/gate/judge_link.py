@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,6 +14,9 @@ from keibi.agent.gate.judging import Terms, Told
 MAX_WAITING: Final = 2048
 """Messages that may wait for a judge that does not read; each may hold a descriptor."""
 BEHIND_WAITING: Final = 512
+TRY_SECONDS: Final = 5.0
+MAX_TOLD_LATER: Final = 500
+"""So much of what a judge could not be told is kept whole; of more, the number is."""
 
 
 @dataclass(eq=False)
@@ -46,7 +50,11 @@ class JudgeLink:
         self.terms: Terms | None = None
         self.own: frozenset[int] = frozenset()
         self.connection: socket.socket | None = None
-        self.untold: dict[str, int] = {}  # what could not be told, by kind
+        self.silent_since: float | None = None  # since when verdicts were wanted and none came; monotonic
+        self._was_silent_since: float | None = None  # the same, when it has connected since and was not asked in vain again
+        self._try_at = 0.0
+        self._untold: dict[tuple[str, bool], int] = {}  # how much could not be told, by kind and whether it was allowed
+        self._told_later: deque[Told] = deque()
         self.caught_up_count = -1  # how many events there had been when it was told last that it has heard of all
         self._path = path
         self._waiting: deque[Outgoing] = deque()
@@ -55,6 +63,36 @@ class JudgeLink:
     def is_blocked(self) -> bool:
         """Whether messages wait until the judge reads."""
         return bool(self._waiting)
+
+    @property
+    def has_untold(self) -> bool:
+        """Whether there is something that the judge could not be told yet."""
+        return bool(self._untold or self._told_later)
+
+    def is_given_up(self, now: float) -> bool:
+        """Whether no verdict came for so long that nobody is to wait for this judge, or be refused for the want of it."""
+        seconds = self.terms.closed_at_most_seconds if self.terms is not None else 0
+        return seconds > 0 and self.silent_since is not None and now - self.silent_since > seconds
+
+    def is_to_be_tried(self, now: float) -> bool:
+        """Return whether it is time to ask one that was given up again, which may hold somebody up."""
+        if now < self._try_at:
+            return False
+        self._try_at = now + TRY_SECONDS
+        return True
+
+    def is_without_verdict(self, now: float) -> None:
+        """Take note that a verdict was wanted and did not come."""
+        if self.silent_since is None:
+            self.silent_since = now if self._was_silent_since is None else self._was_silent_since
+
+    def gives_verdicts(self) -> None:
+        """Take note that a verdict came."""
+        self.silent_since = self._was_silent_since = None
+
+    def miss(self, count: int = 1) -> None:
+        """Have the judge told, when it can be, that there was so much of which it was not told."""
+        self._untold["overflow", True] = self._untold.get(("overflow", True), 0) + count
 
     def connect(self) -> bool:
         """Try to connect; returns whether it is."""
@@ -67,6 +105,8 @@ class JudgeLink:
             return False
         self.own = frozenset((struct.unpack("3i", peer)[0],))
         self.caught_up_count = -1
+        # One that comes and goes and never answers is no better than one that is away.
+        self.silent_since, self._was_silent_since = None, self.silent_since
         self.connection = connection
         return True
 
@@ -80,10 +120,10 @@ class JudgeLink:
         if self.connection is not None:
             self.connection.close()
             self.connection = None
+            self.is_without_verdict(time.monotonic())
         if self.terms is not None and self.terms.mode != judging.OFF:
             # What it had been sent and not read is gone with it as well, however much that was.
-            missed = max(1, sum(outgoing.is_question for outgoing in self._waiting))
-            self.untold["overflow"] = self.untold.get("overflow", 0) + missed
+            self.miss(max(1, sum(outgoing.is_question for outgoing in self._waiting)))
         for outgoing in self._waiting:
             outgoing.drop()
         self._waiting.clear()
@@ -126,14 +166,18 @@ class JudgeLink:
 
     def tell(self, told: Told) -> None:
         """Tell something without ever making it wait: what does not fit is counted and told later in one."""
-        if self.connection is not None and not self._waiting:
+        if self.connection is not None and not self._waiting and not self._told_later:
             try:
                 judging.send(self.connection, judging.told_message(told), flags=socket.MSG_DONTWAIT)
             except OSError:
                 pass
             else:
                 return
-        self.untold[told.what] = self.untold.get(told.what, 0) + told.count
+        if told.path and len(self._told_later) < MAX_TOLD_LATER:
+            self._told_later.append(told)
+        else:
+            kind = (told.what, told.was_allowed)
+            self._untold[kind] = self._untold.get(kind, 0) + told.count
 
     def flush(self) -> None:
         """Send what waits, as far as the judge takes it."""
@@ -143,13 +187,17 @@ class JudgeLink:
                 return
             if self._waiting:
                 self._waiting.popleft()
-        while self.untold and self.connection is not None:
-            what, count = next(iter(self.untold.items()))
+        while self.has_untold and self.connection is not None:
+            kind, count = next(iter(self._untold.items()), (("", True), 0))
+            told = self._told_later[0] if self._told_later else Told(kind[0], count, was_allowed=kind[1])
             try:
-                judging.send(self.connection, judging.told_message(Told(what, count)), flags=socket.MSG_DONTWAIT)
+                judging.send(self.connection, judging.told_message(told), flags=socket.MSG_DONTWAIT)
             except OSError:
                 return
-            del self.untold[what]
+            if self._told_later:
+                self._told_later.popleft()
+            else:
+                del self._untold[kind]
 
     def _send_now(self, outgoing: Outgoing) -> bool:
         if self.connection is None:

@@ -21,6 +21,9 @@ class Listener(Protocol):
     def on_verdict(self, link: JudgeLink, question_id: int, *, is_allowed: bool, remember: bool, code: str) -> None:
         """Take an answer."""
 
+    def on_no_verdict(self, link: JudgeLink, question_id: int) -> None:
+        """Take a judge's word that there will be no answer in time."""
+
     def on_terms(self, link: JudgeLink) -> None:
         """Take note of other terms: all verdicts are void."""
 
@@ -62,7 +65,7 @@ class Judges:
     @property
     def are_served(self) -> bool:
         """Whether every judge is connected and knows everything."""
-        return all(link.connection is not None and not link.untold for link in self._by_index)
+        return all(link.connection is not None and not link.has_untold for link in self._by_index)
 
     def reconnect(self) -> None:
         """Try to reach those that are away, and tell the others what they could not be told before."""
@@ -72,7 +75,7 @@ class Judges:
                 self._epoll.register(link.connection.fileno(), select.EPOLLIN)
                 self._own.declare(link.name, link.own)
                 self.send(link, Outgoing(self._listener.greeting()))
-            elif link.untold:
+            elif link.has_untold:
                 link.flush()
 
     def send(self, link: JudgeLink, outgoing: Outgoing) -> bool:
@@ -93,7 +96,7 @@ class Judges:
             if link.terms is None or WRITTEN not in link.terms.events or link.caught_up_count == events_count:
                 continue
             # What it missed comes first: else it would take for judged what it never heard of.
-            if link.connection is not None and not link.untold and not link.is_blocked:
+            if link.connection is not None and not link.has_untold and not link.is_blocked:
                 link.caught_up_count = events_count
                 self.send(link, Outgoing(judging.caught_up_message(at)))
 
@@ -118,7 +121,10 @@ class Judges:
 
     def _on_message(self, link: JudgeLink, message: dict[str, Any]) -> None:
         match message["type"]:
+            case "no_verdict":
+                self._listener.on_no_verdict(link, int(message["id"]))
             case "verdict":
+                link.gives_verdicts()
                 self._listener.on_verdict(
                     link,
                     int(message["id"]),

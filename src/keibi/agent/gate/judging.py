@@ -46,6 +46,7 @@ class Terms:
     by_asker: bool = False  # a verdict that is not to be remembered holds for the process alone that was asked about
     deadline_milliseconds: int = 3000
     on_timeout: str = ALLOW  # ALLOW or DENY
+    closed_at_most_seconds: int = 60  # without any verdict for so long, nobody is held and nothing denied; 0: however long
     places: tuple[str, ...] = ()  # mount points; empty: every local file system
     includes_network: bool = False
     excluded: tuple[str, ...] = ()  # directories (absolute, no trailing slash) about whose files this judge is not asked
@@ -91,6 +92,7 @@ class GateState:
     pid: int = 0
     is_enforcing: bool = False  # permission events are taken, the self-test passed and the canary is answered
     reason: str = ""  # why it does not enforce although some terms say PREVENT
+    suspended: tuple[str, ...] = ()  # judges that gave no verdict for so long that what they do not know is let pass
     mounts: tuple[tuple[str, str, str, str], ...] = ()  # mount point, type, "permission" | "notification" | "none", reason
     metrics: tuple[tuple[str, float], ...] = ()  # "questions_count", "overdue_count", "overflows_count", "cached_count", …
 
@@ -222,6 +224,11 @@ def verdict_message(question_id: int, *, is_allowed: bool, remember: bool, code:
     return {"type": "verdict", "id": question_id, "allow": is_allowed, "remember": remember, "code": code}
 
 
+def no_verdict_message(question_id: int) -> dict[str, Any]:
+    """Return a judge's word that there will be no verdict in time: the gate is to answer by the terms."""
+    return {"type": "no_verdict", "id": question_id}
+
+
 def forget_message(files: list[tuple[int, int]] | None = None) -> dict[str, Any]:
     """Return the wish to forget this judge's verdicts on (device, inode) pairs, or all of them."""
     return {"type": "forget", "files": files}
@@ -322,6 +329,7 @@ def state_of(message: dict[str, Any]) -> GateState:
     try:
         values = {name: value for name, value in message.items() if name != "type"}
         values["mounts"] = tuple((str(a), str(b), str(c), str(d)) for a, b, c, d in values.get("mounts", ()))
+        values["suspended"] = tuple(str(name) for name in values.get("suspended", ()))
         values["metrics"] = tuple((str(name), float(value)) for name, value in values.get("metrics", ()))
         return GateState(**values)
     except TypeError as error:

@@ -111,6 +111,6 @@ class Telling:
             self._counts["questions_count"] += 1
             outgoing = Outgoing(judging.question_message(question), os.dup(descriptor), is_owned=True, is_lossy=True)
             if not self._judges.send(link, outgoing):
-                link.untold["overflow"] = link.untold.get("overflow", 0) + 1
+                link.miss()
                 self._counts["dropped_count"] += 1
         return path

@@ -70,7 +70,10 @@ class Outlet(Protocol):
         """Write what waits."""
 
     def tell(self, what: str, of: dict[str, Any]) -> None:
-        """Tell "state", "closed", "restarted", "overflowed", "guard" or "tried" (something against the agent); must not wait."""
+        """Tell "state", "closed", "restarted", "overflowed", "suspended", "guard" or "tried" (something against the agent).
+
+        Must not wait.
+        """
 
 
 @dataclass
@@ -197,6 +200,8 @@ class Warden:
                     self._order(decider, {"type": "may_hold", "is_allowed": True, "reason": ""})
             case "overflow":
                 self._outlet.tell("overflowed", {})
+            case "suspended":
+                self._outlet.tell("suspended", {"judges": message["judges"]})
             case "state":
                 is_ready = message["is_enforcing"] if decider.wants_holding else bool(message["mounts"])
                 if decider.is_restart and is_ready:

@@ -337,6 +337,7 @@ LABELS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "not_enforced": {
             "gate_away": N_("Real time: no gate is connected, so that nothing is seen or held"),
             "gate_not_enforcing": N_("Blocking: the gate holds no programs"),
+            "gate_suspended": N_("Blocking: no verdict comes, so that everything is let pass and reported"),
             "unlocked": N_("Blocking: it was unlocked on the computer"),
             "mount_not_watched": N_("A file system is not watched"),
         },

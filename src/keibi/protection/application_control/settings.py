@@ -234,6 +234,23 @@ class ApplicationControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fie
             ),
         ),
     ] = OnTimeout.ALLOW
+    closed_at_most_seconds: Annotated[
+        int,
+        help_text(
+            Text(en="Longest time without any verdict", ja="判定がまったくない状態の上限"),
+            Text(
+                en="When no verdict at all comes for so long, as when the module's process is down, what it does not know is let "
+                "pass and reported until it answers again: nobody is locked out. 0: never; deny then blocks for as long as that "
+                "lasts. What signing in and the package manager need is let pass at once.",
+                ja="モジュールのプロセスの停止などで判定がまったく返らない状態がこの時間続くと、締め出しを防ぐため、判定が再開するまで"
+                "未知のファイルを許可して記録します。0の場合は切り替えず、denyでは停止中ずっと拒否します。"
+                "ログインとパッケージ管理に必要なファイルは常に許可します。",
+            ),
+            unit="seconds",
+            ge=0,
+            le=86_400,
+        ),
+    ] = 60
     inventory_cpu_percent: Annotated[
         int,
         help_text(
@@ -272,9 +289,13 @@ class ApplicationControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fie
         help_text(
             Text(en="Protect the agent", ja="エージェントの保護"),
             Text(
-                en="Reports who changes the agent's own programs as a grave change. No rule can stop the agent itself in any "
-                "case. Root can still remove the agent: this makes it visible, not impossible.",
-                ja="エージェント自身のプログラムの変更を重大な変更として報告します。ルールによってエージェントが停止することはありません。rootによる削除は防げませんが、記録に残ります。",
+                en="Reports who changes the agent's own programs as a grave change. In prevent mode, where the kernel takes BPF "
+                "LSM programs, others can neither end or trace its processes nor write to its state; each attempt is reported. "
+                "No rule can stop the agent in any case. Root can still remove it: this makes that visible, not impossible.",
+                ja="エージェント自身のプログラムの変更を重大な変更として報告します。"
+                "防御モードでカーネルがBPF LSMに対応している場合は、プロセスの終了や追跡、"
+                "状態ファイルへの書き込みも拒否し、報告します。"
+                "ルールによってエージェントが停止することはありません。rootによる削除は防げませんが、記録に残ります。",
             ),
         ),
     ] = True

@@ -31,7 +31,6 @@ from keibi.protection.application_control.events import FileKind, PackageRecord,
 from keibi.protection.application_control.file_kinds import HEAD_BYTES, final_path, has_suffix, kind_of
 from keibi.protection.application_control.floor import Floor
 from keibi.protection.application_control.rules import InlineKind
-from keibi.protection.application_control.settings import OnTimeout
 
 SETTLED_NS = 100_000_000
 """A file that changed less long ago may change again without another time: what it held is not kept under its key."""
@@ -124,8 +123,7 @@ class Judge:
             return
         except (OSError, sqlite3.Error) as error:
             self.trouble = f"{type(error).__name__}: {error}"
-            denies = in_force is not None and in_force.policy.settings.on_timeout is OnTimeout.DENY
-            asked.answer(is_allowed=not denies, remember=False)
+            asked.give_up()  # the gate knows what the policy wants without a verdict, and for how long
         finally:
             asked.close()
 

@@ -113,6 +113,7 @@ def terms_of(policy: Policy | None, *, is_suspended: bool) -> Terms:
         by_asker=True,
         deadline_milliseconds=settings.deadline_milliseconds,
         on_timeout=judging.DENY if str(settings.on_timeout) == "deny" else judging.ALLOW,
+        closed_at_most_seconds=settings.closed_at_most_seconds,
         places=settings.places,
         excluded=tuple(path.rstrip("/") for path in settings.excluded_directories),
         guard=judging.GUARD_ENFORCE if policy.prevents and not is_suspended else judging.GUARD_REPORT,

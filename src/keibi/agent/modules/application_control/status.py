@@ -39,12 +39,16 @@ def status_of(condition: Condition, metrics: dict[str, float]) -> ModuleStatus:
 
 def _not_enforced(condition: Condition, policy: Policy) -> list[NotEnforced]:
     found = []
+    module = str(ModuleId.APPLICATION_CONTROL)
     holds = policy.prevents or policy.known.has_block_rules
     if not condition.gates:
         found.append(NotEnforced("real time", "no gate is connected: nothing is seen or held", "gate_away"))
     elif holds and not any(gate.is_enforcing for gate in condition.gates):
         reason = next((gate.reason for gate in condition.gates if gate.reason), "the gate does not hold programs yet")
         found.append(NotEnforced("blocking", reason, "gate_not_enforcing"))
+    if any(module in gate.suspended for gate in condition.gates):
+        reason = "no verdict came for so long that software is let run and reported until one comes"
+        found.append(NotEnforced("blocking", reason, "gate_suspended"))
     if holds and condition.unlocked_minutes:
         minutes = f"for another {condition.unlocked_minutes:.0f} minutes"
         found.append(NotEnforced("blocking", f"unlocked on the computer {minutes}; it is only reported", "unlocked"))
