@@ -62,8 +62,13 @@ def decode_cursor(cursor: str, length: int) -> list[Any]:
             raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
             values = msgspec.json.decode(raw, type=list[str | int | float | bool])
     if len(values) != length:
-        raise InputError("cursor_invalid", f"{cursor[:40]!r} is not a cursor of this list", hint="start again at the first page")
+        raise not_a_cursor(cursor)
     return values
+
+
+def not_a_cursor(cursor: str) -> InputError:
+    """Return the error for a cursor that does not fit its list."""
+    return InputError("cursor_invalid", f"{cursor[:40]!r} is not a cursor of this list", hint="start again at the first page")
 
 
 def check_limit(limit: int) -> int:
@@ -95,13 +100,28 @@ def page_of(
     total = session.scalar(select(func.count()).select_from(statement.subquery())) if with_total else None
     narrowed = statement
     if cursor:
-        narrowed = statement.where(_after(order, decode_cursor(cursor, len(order))))
+        narrowed = statement.where(_after(order, _fitting(order, cursor)))
     keys = [key.column for key in order]
     ordering = [key.column.desc() if key.is_descending else key.column.asc() for key in order]
     rows = session.execute(narrowed.order_by(*ordering).limit(limit + 1).add_columns(*keys)).all()
     items = [row[0] for row in rows[:limit]]
     more = encode_cursor(list(rows[limit - 1][1:])) if len(rows) > limit else None
     return Page(items, more, total)
+
+
+def _fitting(order: Sequence[SortKey], cursor: str) -> list[Any]:
+    """Return the values of a cursor, each of its column's type: databases refuse others in words of their own.
+
+    Raises:
+        InputError: it is not a cursor of this order.
+    """
+    values = decode_cursor(cursor, len(order))
+    for key, value in zip(order, values, strict=True):
+        wanted = key.column.type.python_type
+        fits = type(value) in ((int, float) if wanted is float else (wanted,))
+        if not fits or (type(value) is int and abs(value) >= 2**63) or (type(value) is str and "\0" in value):
+            raise not_a_cursor(cursor)
+    return values
 
 
 def _after(order: Sequence[SortKey], values: list[Any]) -> Any:

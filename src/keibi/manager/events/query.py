@@ -5,14 +5,20 @@ Values only ever travel as parameters; what is put together here are clauses of 
 
 import re
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from keibi.contract.names import Severity
+from keibi.errors import InputError
 from keibi.manager.events.client import Value
 from keibi.manager.events.model import EventQuery
 from keibi.manager.events.reach import Reach
 
 _WORDS = re.compile(r'"([^"]+)"|(\S+)')
+OLDEST_SECONDS, NEWEST_SECONDS = -2_000_000_000.0, 10_000_000_000.0
+"""What the store can hold as a time, with some room: from 1906 to 2286."""
+MAX_CHUNK_CHARACTERS = 100_000
+"""Of values in one parameter: ClickHouse takes 128 KiB in a field of a form."""
 _LIKE_ESCAPES = str.maketrans({"\\": "\\\\", "%": "\\%", "_": "\\_"})
 
 
@@ -28,6 +34,11 @@ class Condition:
         self.clauses.append(clause)
         self.parameters |= parameters
         return self
+
+    def add_one_of(self, column: str, name: str, values: Collection[str]) -> "Condition":
+        """Add the clause that a column has one of these values, however many; `name` begins the names of its parameters."""
+        clause, parameters = one_of(column, name, values)
+        return self.add(clause, **parameters)
 
     @property
     def sql(self) -> str:
@@ -48,11 +59,9 @@ def visible(reach: Reach) -> Condition:
         condition.parameters["reach_tenants"] = sorted(reach.tenant_ids)
     for number, (tenant_id, computer_ids) in enumerate(sorted(reach.computer_ids.items())):
         if computer_ids:
-            parts.append(
-                f"tenant_id = {{reach_tenant_{number}:String}} AND computer_id IN {{reach_computers_{number}:Array(String)}}"
-            )
-            condition.parameters[f"reach_tenant_{number}"] = tenant_id
-            condition.parameters[f"reach_computers_{number}"] = sorted(computer_ids)
+            clause, parameters = one_of("computer_id", f"reach_computers_{number}", computer_ids)
+            parts.append(f"tenant_id = {{reach_tenant_{number}:String}} AND {clause}")
+            condition.parameters |= {f"reach_tenant_{number}": tenant_id, **parameters}
     if not parts:
         return condition.add("0")
     return condition.add(" OR ".join(f"({part})" for part in parts))
@@ -96,7 +105,7 @@ def add_coarse(condition: Condition, query: EventQuery) -> None:
     if query.action:
         condition.add("action = {action:String}", action=query.action.value)
     if query.computer_ids:
-        condition.add("computer_id IN {computers:Array(String)}", computers=list(query.computer_ids))
+        condition.add_one_of("computer_id", "computers", query.computer_ids)
 
 
 def add_period(condition: Condition, since: float | None, until: float | None) -> None:
@@ -130,5 +139,26 @@ def moment(parameter: str) -> str:
 
 
 def microseconds(at: float) -> int:
-    """Return a time as the store has it."""
+    """Return a time as the store has it.
+
+    Raises:
+        InputError: it is no time, or none that the store can hold.
+    """
+    if not OLDEST_SECONDS <= at <= NEWEST_SECONDS:
+        raise InputError("time_invalid", f"{at} is no time", hint="give seconds since 1970 in UTC")
     return int(at * 1e6 + 0.5)
+
+
+def one_of(column: str, name: str, values: Collection[str]) -> tuple[str, dict[str, Value]]:
+    """Return the clause that a column has one of these values, in brackets, and its parameters `{name}_0`, `{name}_1`, …."""
+    parameters: dict[str, Value] = {}
+    chunk: list[str] = []
+    size = 0
+    for value in sorted(set(values)):
+        size += len(value) + 3
+        if chunk and size > MAX_CHUNK_CHARACTERS:
+            parameters[f"{name}_{len(parameters)}"] = chunk
+            chunk, size = [], len(value) + 3
+        chunk.append(value)
+    parameters[f"{name}_{len(parameters)}"] = chunk
+    return "(" + " OR ".join(f"{column} IN {{{part}:Array(String)}}" for part in parameters) + ")", parameters

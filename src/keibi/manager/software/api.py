@@ -6,6 +6,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import Field
 
+from keibi.errors import InputError
 from keibi.manager.access.api import Asker, Body
 from keibi.manager.agents.model import SentCommand
 from keibi.manager.http_answers import answer, answers
@@ -269,7 +270,10 @@ def list_entries(
 def remove_entries(software: Software, asker: Asker, rule_id: str, body: EntriesBody) -> Response:
     """Take entries out of an own ruleset; putting some in is a decision."""
     ruleset = software.rulesets.get(asker, rule_id)
-    entries = [msgspec.convert(entry, Entry) for entry in body.entries]
+    try:
+        entries = msgspec.convert(body.entries, list[Entry])
+    except msgspec.ValidationError as error:
+        raise InputError("entries_invalid", f"these are no entries: {error}", where="entries") from error
     return answer(RemovedCount(software.decisions.remove_entries(asker, rule_id, entries, ruleset.tenant_id)))
 
 

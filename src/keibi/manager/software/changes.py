@@ -6,10 +6,10 @@ import msgspec
 
 from keibi.contract.names import ModuleId
 from keibi.errors import InputError
-from keibi.manager.events.query import Condition, add_period, like_pattern, visible, words
+from keibi.manager.events.query import Condition, add_period, like_pattern, one_of, visible, words
 from keibi.manager.events.reach import Reach
 from keibi.manager.events.store import QUERY_LIMITS, EventStore
-from keibi.manager.paging import Page, check_limit, decode_cursor, encode_cursor
+from keibi.manager.paging import Page, check_limit, decode_cursor, encode_cursor, not_a_cursor
 from keibi.manager.software.known import KnownSoftware, TenantRulesets
 from keibi.manager.software.model import Bringer, ChangeFilter, ChangeGroup, GroupBy, PackageName, Standing
 from keibi.protection.application_control.events import Kind, ReasonCode
@@ -46,11 +46,43 @@ _ROW_COLUMNS = f"""tenant_id, computer_id, event_id, kind, subject, user, uid, l
     reason_code = 'inline_code' AS is_inline"""
 
 
+_DIGEST = "lower(hex(sipHash128(key)))"
+"""Stands for a key in cursors: a key is made of paths, which may be as long as they like."""
+_STANDING = "multiIf(min(row_standing) = 0, 0, max(row_standing = 2), 2, max(row_standing = 1), 1, 3) AS standing"
+_GROUP_COLUMNS = f"""SELECT tenant_id, key, {_DIGEST} AS key_digest, {_STANDING},
+    if(uniqExact(rows.sha256) = 1, any(rows.sha256), '') AS sha256, argMax(rows.size, detected_at) AS size,
+    argMax(rows.file_type, detected_at) AS file_type,
+    toUnixTimestamp64Micro(min(detected_at)) AS first_us, toUnixTimestamp64Micro(max(detected_at)) AS last_us,
+    count() AS event_count,
+    sum(if(kind IN ('{Kind.BLOCKED}', '{Kind.WOULD_BLOCK}', '{Kind.INLINE_CODE}'), greatest(repeat_count, 1), 0))
+        AS execution_count,
+    sum(if(kind = '{Kind.BLOCKED}', greatest(repeat_count, 1), 0)) AS blocked_count,
+    arraySort(groupUniqArray({MAX_SHOWN})(computer_id)) AS computer_ids, uniqExact(computer_id) AS computer_count,
+    arraySort(groupUniqArray({MAX_SHOWN})(subject)) AS paths, uniqExact(subject) AS path_count,
+    uniqExactIf(rows.sha256, rows.sha256 != '') AS hash_count,
+    argMax([package_name, package_version, package_origin], if(package_name = '', toDateTime64(0, 6, 'UTC'), detected_at))
+        AS package,
+    arraySort(groupUniqArrayIf({MAX_SHOWN})(bringer, arrayStringConcat(bringer) != '')) AS bringers,
+    arraySort(groupUniqArray({MAX_SHOWN})(toString(kind))) AS kinds,
+    arraySort(groupUniqArray({MAX_SHOWN})(reason_code)) AS reason_codes,
+    argMax(lower(hex(event_id)), detected_at) AS last_event_id"""
+
+
+class _Rank(msgspec.Struct):
+    """A group as far as its place in the list goes; `total_count` is of the whole list."""
+
+    tenant_id: str
+    key_digest: str
+    last_us: int
+    total_count: int
+
+
 class _Row(msgspec.Struct):
     """One group as ClickHouse writes it."""
 
     tenant_id: str
     key: str
+    key_digest: str
     standing: int
     sha256: str
     size: int
@@ -93,31 +125,60 @@ class ChangeReader:
             InputError: a bad grouping, cursor or limit, or the query is too heavy.
         """
         check_limit(limit)
-        if by not in _KEYS:
-            raise InputError("field_invalid", f"changes cannot be grouped by {by!r}", hint=f"use one of: {', '.join(_KEYS)}")
-        if reach.is_empty:
-            return Page([], None, 0)
-        condition, groups = self._groups(reach, rulesets, filters, by)
-        total = int(self._store.client.raw(f"SELECT count() FROM ({groups})", condition.parameters, settings=QUERY_LIMITS) or 0)
-        having = ""
-        if cursor:
-            at_us, tenant_id, key = _position(cursor)
-            condition.parameters |= {"at_us": at_us, "after_tenant": tenant_id, "after_key": key}
-            having = "WHERE (-last_us, tenant_id, key) > (-{at_us:Int64}, {after_tenant:String}, {after_key:String})"
-        sql = f"SELECT * FROM ({groups}) {having} ORDER BY last_us DESC, tenant_id, key LIMIT {limit + 1}"
-        rows = self._store.client.select(sql, condition.parameters, _Row, settings=QUERY_LIMITS)
-        more = None
-        if len(rows) > limit:
-            last = rows[limit - 1]
-            more = encode_cursor([last.last_us, last.tenant_id, last.key])
-        return Page([_group(row) for row in rows[:limit]], more, total)
+        return self._page(reach, rulesets, filters, by, cursor, limit)
+
+    def newest(self, reach: Reach, rulesets: Sequence[TenantRulesets], filters: ChangeFilter, most: int) -> Sequence[ChangeGroup]:
+        """Return up to `most` groups by content at once, however many that is.
+
+        Raises:
+            InputError: the query is too heavy.
+        """
+        return self._page(reach, rulesets, filters, "hash", None, most).items
 
     def count(self, reach: Reach, rulesets: Sequence[TenantRulesets], filters: ChangeFilter, by: GroupBy) -> int:
         """Return how many groups there are, exactly."""
         if reach.is_empty:
             return 0
-        condition, groups = self._groups(reach, rulesets, filters, by)
-        return int(self._store.client.raw(f"SELECT count() FROM ({groups})", condition.parameters, settings=QUERY_LIMITS) or 0)
+        condition, rows = self._judged(reach, rulesets, filters, by)
+        sql = f"SELECT count() FROM ({_ranked(condition, rows, filters)})"
+        return int(self._store.client.raw(sql, condition.parameters, settings=QUERY_LIMITS) or 0)
+
+    def _page(
+        self,
+        reach: Reach,
+        rulesets: Sequence[TenantRulesets],
+        filters: ChangeFilter,
+        by: GroupBy,
+        cursor: str | None,
+        limit: int,
+    ) -> Page[ChangeGroup]:
+        # In two steps: which groups are on the page, and all about those. All about all of them takes three times as long.
+        if by not in _KEYS:
+            raise InputError("field_invalid", f"changes cannot be grouped by {by!r}", hint=f"use one of: {', '.join(_KEYS)}")
+        if reach.is_empty:
+            return Page([], None, 0)
+        condition, rows = self._judged(reach, rulesets, filters, by)
+        sql = f"SELECT *, count() OVER () AS total_count FROM ({_ranked(condition, rows, filters)})"
+        if cursor:
+            at_us, tenant_id, digest = _position(cursor)
+            condition.parameters |= {"at_us": at_us, "after_tenant": tenant_id, "after_key": digest}
+            place = "(-last_us, tenant_id, key_digest)"
+            sql = f"SELECT * FROM ({sql}) WHERE {place} > (-{{at_us:Int64}}, {{after_tenant:String}}, {{after_key:String}})"
+        sql += f" ORDER BY last_us DESC, tenant_id, key_digest LIMIT {limit + 1}"
+        ranks = self._store.client.select(sql, condition.parameters, _Rank, settings=QUERY_LIMITS)
+        if not ranks:
+            return Page([], None, self.count(reach, rulesets, filters, by) if cursor else 0)
+        more = None
+        if len(ranks) > limit:
+            last = ranks[limit - 1]
+            more = encode_cursor([last.last_us, last.tenant_id, last.key_digest])
+        shown = [f"{rank.tenant_id}{rank.key_digest}" for rank in ranks[:limit]]
+        clause, parameters = one_of(f"concat(tenant_id, {_DIGEST})", "shown", shown)
+        sql = f"{_GROUP_COLUMNS} FROM (SELECT * FROM ({rows}) WHERE {clause}) AS rows GROUP BY tenant_id, key"
+        found = self._store.client.select(sql, {**condition.parameters, **parameters}, _Row, settings=QUERY_LIMITS)
+        order = {key: number for number, key in enumerate(shown)}
+        found.sort(key=lambda row: order[f"{row.tenant_id}{row.key_digest}"])
+        return Page([_group(row) for row in found], more, ranks[0].total_count)
 
     def computers_with(self, ruleset: TenantRulesets) -> frozenset[str]:
         """Return the computers of a tenant that have told of any software of which these rulesets speak."""
@@ -131,9 +192,10 @@ class ChangeReader:
         rows = self._store.client.select(sql, condition.parameters, _Computer, settings=QUERY_LIMITS)
         return frozenset(row.computer_id for row in rows)
 
-    def _groups(
+    def _judged(
         self, reach: Reach, rulesets: Sequence[TenantRulesets], filters: ChangeFilter, by: GroupBy
     ) -> tuple[Condition, str]:
+        """Return the query for all changes that are meant, each with its key and where it stands, and its parameters."""
         condition = visible(reach)
         _narrow(condition, filters)
         known = KnownSoftware()
@@ -142,33 +204,7 @@ class ChangeReader:
         condition.parameters["recognised"] = [str(code) for code in RECOGNISED]
         own = "if(state = 'trusted' OR reason_code IN {recognised:Array(String)}, 3, 0)"
         rows = f"SELECT *, {said} AS said, if(said = 0, {own}, said) AS row_standing, {_KEYS[by]} AS key"
-        rows += f" FROM ({self._rows(condition)}) WHERE {_fine(condition, filters)}"
-        sql = f"""SELECT tenant_id, key,
-    multiIf(min(row_standing) = 0, 0, max(row_standing = 2), 2, max(row_standing = 1), 1, 3) AS standing,
-    if(uniqExact(rows.sha256) = 1, any(rows.sha256), '') AS sha256, argMax(rows.size, detected_at) AS size,
-    argMax(rows.file_type, detected_at) AS file_type,
-    toUnixTimestamp64Micro(min(detected_at)) AS first_us, toUnixTimestamp64Micro(max(detected_at)) AS last_us,
-    count() AS event_count,
-    sum(if(kind IN ('{Kind.BLOCKED}', '{Kind.WOULD_BLOCK}', '{Kind.INLINE_CODE}'), greatest(repeat_count, 1), 0))
-        AS execution_count,
-    sum(if(kind = '{Kind.BLOCKED}', greatest(repeat_count, 1), 0)) AS blocked_count,
-    arraySort(groupUniqArray({MAX_SHOWN})(computer_id)) AS computer_ids, uniqExact(computer_id) AS computer_count,
-    arraySort(groupUniqArray({MAX_SHOWN})(subject)) AS paths, uniqExact(subject) AS path_count,
-    uniqExactIf(rows.sha256, rows.sha256 != '') AS hash_count,
-    argMax([package_name, package_version, package_origin], if(package_name = '', toDateTime64(0, 6, 'UTC'), detected_at))
-        AS package,
-    arraySort(groupUniqArrayIf({MAX_SHOWN})(bringer, arrayStringConcat(bringer) != '')) AS bringers,
-    arraySort(groupUniqArray({MAX_SHOWN})(toString(kind))) AS kinds,
-    arraySort(groupUniqArray({MAX_SHOWN})(reason_code)) AS reason_codes,
-    argMax(lower(hex(event_id)), detected_at) AS last_event_id
-FROM ({rows}) AS rows GROUP BY tenant_id, key"""
-        if filters.keys:
-            sql += " HAVING key IN {keys:Array(String)}"
-            condition.parameters["keys"] = list(filters.keys)
-        if filters.standing is not None:
-            condition.parameters["standing"] = _STANDINGS.index(filters.standing)
-            sql += " AND standing = {standing:UInt8}" if filters.keys else " HAVING standing = {standing:UInt8}"
-        return condition, sql
+        return condition, f"{rows} FROM ({self._rows(condition)}) WHERE {_fine(condition, filters)}"
 
     def _rows(self, condition: Condition) -> str:
         return f"SELECT {_ROW_COLUMNS} FROM {self._store.database}.events WHERE {condition.sql}"
@@ -178,6 +214,21 @@ class _Computer(msgspec.Struct):
     computer_id: str
 
 
+def _ranked(condition: Condition, rows: str, filters: ChangeFilter) -> str:
+    """Return the query for the groups that are meant, with no more of each than ranking them takes."""
+    sql = f"""SELECT tenant_id, {_DIGEST} AS key_digest, {_STANDING}, toUnixTimestamp64Micro(max(detected_at)) AS last_us
+FROM ({rows}) GROUP BY tenant_id, key"""
+    having = []
+    if filters.keys:
+        clause, parameters = one_of("key", "keys", filters.keys)
+        condition.parameters |= parameters
+        having.append(clause)
+    if filters.standing is not None:
+        condition.parameters["standing"] = _STANDINGS.index(filters.standing)
+        having.append("standing = {standing:UInt8}")
+    return f"{sql} HAVING {' AND '.join(having)}" if having else sql
+
+
 def _narrow(condition: Condition, filters: ChangeFilter) -> None:
     """Add what columns of their own can answer, so that the rest is read for few rows only."""
     condition.add("module = {module:String}", module=ModuleId.APPLICATION_CONTROL.value)
@@ -185,7 +236,7 @@ def _narrow(condition: Condition, filters: ChangeFilter) -> None:
     condition.add("kind IN {kinds:Array(String)}", kinds=wanted)
     add_period(condition, filters.since, filters.until)
     if filters.computer_ids:
-        condition.add("computer_id IN {computers:Array(String)}", computers=list(filters.computer_ids))
+        condition.add_one_of("computer_id", "computers", filters.computer_ids)
     if filters.path.endswith("/"):
         condition.add("startsWith(subject, {path:String})", path=filters.path)
     elif filters.path:
@@ -257,7 +308,7 @@ def _group(row: _Row) -> ChangeGroup:
 
 
 def _position(cursor: str) -> tuple[int, str, str]:
-    at_us, tenant_id, key = decode_cursor(cursor, 3)
-    if not isinstance(at_us, int) or not isinstance(tenant_id, str) or not isinstance(key, str) or not 0 <= at_us < 2**62:
-        raise InputError("cursor_invalid", f"{cursor[:40]!r} is not a cursor of this list", hint="start again at the first page")
-    return at_us, tenant_id, key
+    at_us, tenant_id, digest = decode_cursor(cursor, 3)
+    if not isinstance(at_us, int) or not isinstance(tenant_id, str) or not isinstance(digest, str) or not 0 <= at_us < 2**62:
+        raise not_a_cursor(cursor)
+    return at_us, tenant_id, digest

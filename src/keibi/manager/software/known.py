@@ -7,12 +7,12 @@ had its present version: an event that comes later shows that the allowance does
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from keibi.contract.names import ModuleId
 from keibi.manager.events.client import Value
-from keibi.manager.events.query import microseconds, moment
+from keibi.manager.events.query import microseconds, moment, one_of
 from keibi.manager.rules.model import CatalogRule
 from keibi.protection.application_control.rules import (
     HashEntry,
@@ -23,11 +23,12 @@ from keibi.protection.application_control.rules import (
     SignerEntry,
 )
 
-CHUNK = 1000
-"""Values in one parameter: ClickHouse takes 128 KiB in a field of a form."""
 MAX_EXPRESSION_CHARACTERS = 30_000
 NOTHING, ALLOWED, BLOCKED = 0, 1, 2
 _MODULE = ModuleId.APPLICATION_CONTROL
+
+_Step = Callable[[Sequence[CatalogRule], RuleAction, int], list[tuple[str, str]]]
+"""One kind of entries: from rulesets, what they do and the answer for it to conditions with that answer."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +55,62 @@ def grouped(tenant_id: str, rules_of: Mapping[str, frozenset[str]], catalog: Map
     return TenantRulesets(tenant_id, rules(usual), tuple((rules(ids), frozenset(computers)) for ids, computers in others.items()))
 
 
+@dataclass
+class _Use:
+    """Who has one ruleset: all computers of some tenants but a few, and a few computers of others."""
+
+    rule: CatalogRule
+    tenant_ids: set[str] = field(default_factory=set)
+    without: set[str] = field(default_factory=set)  # computers of these tenants that do not have it
+    computer_ids: set[str] = field(default_factory=set)  # that have it though their tenant's others do not
+
+
 class KnownSoftware:
-    """Writes the expression. Names of columns are those of the query in `changes`."""
+    """Writes the expression. Names of columns are those of the query in `changes`.
+
+    Each ruleset stands in it once, with the tenants and computers that have it: its length grows with the rulesets that there
+    are, and not with every customer that uses a shipped one.
+    """
 
     def __init__(self) -> None:
         self.parameters: dict[str, Value] = {}
 
-    def expression(self, tenants: Iterable[TenantRulesets]) -> str:
-        """Return what the rulesets say of an event."""
-        cases = []
-        for tenant in tenants:
-            by_computer = [(self._one_of("computer_id", computers), self._of_rules(rules)) for rules, computers in tenant.others]
-            cases.append((f"tenant_id = {self._text(tenant.tenant_id)}", _choose(by_computer, self._of_rules(tenant.usual))))
-        return _choose(cases, str(NOTHING))
-
-    def _of_rules(self, rules: Sequence[CatalogRule]) -> str:
+    def expression(self, tenants: Sequence[TenantRulesets]) -> str:
+        """Return what the rulesets say of an event; `tenants` are those of all events that are asked for."""
+        parts = self._parts(tenants)
         both = ((RuleAction.BLOCK, BLOCKED), (RuleAction.ALLOW, ALLOWED))
-        inline = [case for action, answer in both for case in self._interpreters(rules, action, answer)]
-        steps = (self._hashes, self._packages, self._signers, self._paths)
-        files = [case for step in steps for action, answer in both for case in step(rules, action, answer)]
+
+        def cases(steps: Iterable[_Step]) -> list[tuple[str, str]]:
+            return [
+                (f"({where}) AND ({said})" if where else said, answer_text)
+                for step in steps
+                for action, answer in both
+                for where, rules in parts
+                for said, answer_text in step(rules, action, answer)
+            ]
+
+        inline = cases([self._interpreters])
+        files = cases([self._hashes, self._packages, self._signers, self._paths])
         if not inline and not files:
             return str(NOTHING)
         return f"if(is_inline, {_choose(inline, str(NOTHING))}, {_choose(files, str(NOTHING))})"
+
+    def _parts(self, tenants: Sequence[TenantRulesets]) -> list[tuple[str, list[CatalogRule]]]:
+        """Return rulesets that the same computers have, with the condition that an event is of one of those; "" is of any."""
+        everybody = frozenset(tenant.tenant_id for tenant in tenants)
+        parts: dict[tuple[frozenset[str], frozenset[str], frozenset[str]], list[CatalogRule]] = {}
+        for use in _uses(tenants):
+            who = (frozenset(use.tenant_ids), frozenset(use.without), frozenset(use.computer_ids))
+            parts.setdefault(who, []).append(use.rule)
+        return [(self._where(*who, everybody), rules) for who, rules in parts.items()]
+
+    def _where(
+        self, tenant_ids: frozenset[str], without: frozenset[str], computer_ids: frozenset[str], everybody: frozenset[str]
+    ) -> str:
+        usual = "" if tenant_ids == everybody else self._one_of("tenant_id", tenant_ids) if tenant_ids else "0"
+        if without:
+            usual = f"{usual or '1'} AND NOT {self._one_of('computer_id', without)}"
+        return f"({usual}) OR {self._one_of('computer_id', computer_ids)}" if computer_ids else usual
 
     def _hashes(self, rules: Sequence[CatalogRule], action: RuleAction, answer: int) -> list[tuple[str, str]]:
         hashes = {entry.sha256 for _, entry in _entries(rules, action) if isinstance(entry, HashEntry)}
@@ -145,12 +180,9 @@ class KnownSoftware:
         return cases
 
     def _one_of(self, column: str, values: Collection[str]) -> str:
-        ordered = sorted(values)
-        parts = [
-            f"{column} IN {{{self._name(ordered[start : start + CHUNK])}:Array(String)}}"
-            for start in range(0, len(ordered), CHUNK)
-        ]
-        return "(" + " OR ".join(parts) + ")"
+        clause, parameters = one_of(column, f"known_{len(self.parameters)}", values)
+        self.parameters |= parameters
+        return clause
 
     def _text(self, value: str) -> str:
         return f"{{{self._name(value)}:String}}"
@@ -159,6 +191,27 @@ class KnownSoftware:
         name = f"known_{len(self.parameters)}"
         self.parameters[name] = value
         return name
+
+
+def _uses(tenants: Sequence[TenantRulesets]) -> Collection[_Use]:
+    found: dict[tuple[str | None, str], _Use] = {}
+
+    def use_of(rule: CatalogRule) -> _Use:
+        return found.setdefault((rule.tenant_id, rule.rule_id), _Use(rule))
+
+    for tenant in tenants:
+        usual = {rule.rule_id for rule in tenant.usual}
+        for rule in tenant.usual:
+            use_of(rule).tenant_ids.add(tenant.tenant_id)
+        for rules, computer_ids in tenant.others:
+            theirs = {rule.rule_id for rule in rules}
+            for rule in tenant.usual:
+                if rule.rule_id not in theirs:
+                    use_of(rule).without.update(computer_ids)
+            for rule in rules:
+                if rule.rule_id not in usual:
+                    use_of(rule).computer_ids.update(computer_ids)
+    return found.values()
 
 
 def path_expression(pattern: str) -> str:

@@ -106,7 +106,7 @@ class RulesetPlanner:
         """Plan a decision: put the entries in, and take the same ones out where they say the opposite.
 
         Raises:
-            InputError: a bad ruleset.
+            InputError: a bad ruleset, or an entry that no ruleset can hold.
         """
         if request.rule_id:
             self.check_ruleset(plan, request.rule_id, request.action)
@@ -131,6 +131,11 @@ class RulesetPlanner:
                 plan.texts[rule_id] = new_ruleset(rule_id, named, request.action, severity)
                 chain = chain or [rule_id]
             room = self._room(plan, rule_id, left)
+            if not room and not self._entries(plan, rule_id):
+                shown = line_of(left[0])
+                raise InputError(
+                    "entry_too_large", f"{shown[:80]}… has {len(shown)} characters: no ruleset can hold it", where="entries"
+                )
             if room:
                 part, left = left[:room], left[room:]
                 plan.texts[rule_id] = _edited(plan.text_of(rule_id), part)

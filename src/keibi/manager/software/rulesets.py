@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from keibi.errors import InputError
 from keibi.manager.access.model import Principal
 from keibi.manager.database import Database
-from keibi.manager.paging import DEFAULT_LIMIT, Page, check_limit, decode_cursor, encode_cursor
+from keibi.manager.paging import DEFAULT_LIMIT, Page, check_limit, decode_cursor, encode_cursor, not_a_cursor
 from keibi.manager.policies.service import PolicyService
 from keibi.manager.rules.model import CatalogRule, RuleSource, Words
 from keibi.manager.rules.service import RuleService
@@ -89,6 +89,8 @@ class RulesetService:
         total = len(rows)
         if cursor:
             (after,) = decode_cursor(cursor, 1)
+            if type(after) is not int:
+                raise not_a_cursor(cursor)
             rows = [row for row in rows if row.number < after]
         more = encode_cursor([rows[limit - 1].number]) if len(rows) > limit else None
         return Page(rows[:limit], more, total)

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sqlalchemy.orm import Session
 
@@ -101,26 +101,23 @@ class SoftwareService:
         """
         return self.count(principal, ChangeFilter(standing=Standing.OPEN))
 
-    def all_of(self, principal: Principal, filters: ChangeFilter) -> list[ChangeGroup]:
+    def all_of(self, principal: Principal, filters: ChangeFilter) -> Sequence[ChangeGroup]:
         """Return all groups by content that a filter means, for deciding about them at once.
 
         Raises:
             AccessError, InputError: as `changes`; more than can be decided at once.
         """
-        groups: list[ChangeGroup] = []
-        cursor: str | None = None
-        while True:
-            page = self.changes(principal, filters, "hash", cursor, 1000)
-            if (page.total or 0) > MAX_DECIDED_AT_ONCE:
-                raise InputError(
-                    "too_many_chosen",
-                    f"{page.total} fit this filter; up to {MAX_DECIDED_AT_ONCE} can be decided at once",
-                    hint="narrow the filter first, or decide by package or path",
-                )
-            groups += page.items
-            cursor = page.next_cursor
-            if cursor is None:
-                return groups
+        principal.require(VIEW)
+        reach = reach_of(principal, VIEW, self._computers)
+        in_use = self._in_use(principal, reach)
+        total = self._reader.count(reach, in_use, check_filter(filters), "hash")
+        if total > MAX_DECIDED_AT_ONCE:
+            raise InputError(
+                "too_many_chosen",
+                f"{total} fit this filter; up to {MAX_DECIDED_AT_ONCE} can be decided at once",
+                hint="narrow the filter first, or decide by package or path",
+            )
+        return self._reader.newest(reach, in_use, filters, MAX_DECIDED_AT_ONCE)
 
     def unlock_code(self, principal: Principal, computer_id: str, challenge: str) -> str:
         """Return the code that frees a computer without a network, for the challenge that its agent shows.
