@@ -16,8 +16,12 @@ def specs(text: str) -> list[WorkerSpec]:
             name=item["name"],
             argv=(sys.executable, *item["argv"]),
             serves=ModuleId.INTEGRITY_MONITORING,
-            module=ModuleId(item.get("module", ModuleId.INTEGRITY_MONITORING)) if not item.get("is_sensor") else None,
+            module=ModuleId(item.get("module", ModuleId.INTEGRITY_MONITORING))
+            if not item.get("is_sensor") and item.get("module", "") is not None
+            else None,
             goes_on_with=frozenset(map(CommandKind, item.get("goes_on_with", ()))),
+            silent_seconds=item.get("silent_seconds", 0.0),
+            encoding=item.get("encoding", "msgpack"),
             is_sensor=item.get("is_sensor", False),
             limits=RestartLimits(least_wait_seconds=0.05, hello_seconds=item.get("hello_seconds", 20.0)),
         )

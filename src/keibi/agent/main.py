@@ -29,6 +29,8 @@ AGENTS_OWN_EVENTS = ModuleId.INTEGRITY_MONITORING
 """Under which module events about the whole agent stand, such as a spool that was full."""
 
 START_AGAIN_SECONDS = 5.0
+GATE_SILENT_SECONDS = 4.0
+"""The gate's warden says every second that it is there."""
 
 
 def workers_of(config: AgentConfig) -> tuple[WorkerSpec, ...]:
@@ -47,6 +49,7 @@ def workers_of(config: AgentConfig) -> tuple[WorkerSpec, ...]:
             name="gate",
             argv=(sys.executable, "-m", "keibi.agent.gate", "--judges", judges, "--exclude", config.state_directory),
             serves=ModuleId.ANTI_MALWARE,
+            silent_seconds=GATE_SILENT_SECONDS,
             encoding="json",
         ),
         WorkerSpec(

@@ -99,6 +99,10 @@ class Emit(msgspec.Struct, frozen=True, tag=True):
     events: list[Event]
 
 
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """A worker that is ended when it says nothing for long has nothing else to say (`WorkerSpec.silent_seconds`)."""
+
+
 class Report(msgspec.Struct, frozen=True, tag=True):
     """The module's state changed."""
 
@@ -211,4 +215,4 @@ class Overflowed(msgspec.Struct, frozen=True, tag=True):
 ToExaminer = Examine | FollowThreats
 FromExaminer = ExaminerIs | Examined | ThreatsNoted
 ToWorker = Configure | Run | Stored | WatchRoots | Stop | Observed | Overflowed | ToExaminer | FromExaminer
-FromWorker = Hello | Applied | Emit | Report | Answer | Watch | Observed | Overflowed | ToExaminer | FromExaminer
+FromWorker = Hello | Alive | Applied | Emit | Report | Answer | Watch | Observed | Overflowed | ToExaminer | FromExaminer

@@ -10,6 +10,7 @@ from keibi.agent.intake import Intake
 from keibi.agent.log import Log
 from keibi.agent.peers import Peers
 from keibi.agent.ports import (
+    Alive,
     Answer,
     Applied,
     Emit,
@@ -119,6 +120,8 @@ class Router:
             case Hello():
                 # Again, because what it can do has changed: a filesystem came that cannot be observed, say.
                 self._board.worker_is_up(link.spec, message.capabilities)
+            case Alive():
+                return  # that it came is all there is to it
             case Observed():
                 return  # it comes as RawObserved
             case _:

@@ -20,13 +20,15 @@ from keibi.agent.safe_mode import ALL_WORKERS, SafeMode
 from keibi.agent.worker_link import RawObserved, WorkerLink, WorkerSpec, how_it_ended
 from keibi.errors import InputError, KeibiError, RefusedError, TryLaterError
 
+SILENCE_LOOKS = 4
+
 
 class Failure(StrEnum):
     """What can fail in the agent while it protects."""
 
     WORKER_NOT_STARTED = "worker_not_started"
     WORKER_ENDED = "worker_ended"
-    WORKER_SILENT = "worker_silent"  # no Hello in time
+    WORKER_SILENT = "worker_silent"  # no Hello in time, or nothing at all for too long
     WORKER_FRAME_INVALID = "worker_frame_invalid"
     WORKER_CRASH_LOOP = "worker_crash_loop"
     WORKER_NOT_READING = "worker_not_reading"
@@ -86,7 +88,9 @@ class _Run:
     crashes: list[float] = field(default_factory=list)
     crash_count: int = 0
     last_end: str = ""
+    crash: str = ""  # how it ended last, unless that was asked for or has been told to the next one
     is_restart_asked: bool = False
+    is_silent: bool = False  # and killed for it
     again: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -184,6 +188,7 @@ class Supervisor:
             if run.is_restart_asked:
                 run.is_restart_asked = False
                 continue
+            run.crash = how
             await self._after_crash(run, failure, how)
 
     async def _after_crash(self, run: _Run, failure: Failure, how: str) -> None:
@@ -220,16 +225,19 @@ class Supervisor:
     async def _run_once(self, run: _Run) -> tuple[Failure, str]:
         """Start the worker, hear it out, and return how it ended."""
         try:
-            link = await WorkerLink.start(run.spec)
+            link = await WorkerLink.start(run.spec, last_end=run.crash)
         except TryLaterError as error:
             return Failure.WORKER_NOT_STARTED, str(error)
-        run.link = link
+        run.link, run.is_silent = link, False
         if self._is_stopping or run.is_restart_asked:
             return Failure.WORKER_ENDED, how_it_ended(await link.kill())
+        watch = asyncio.create_task(self._end_when_silent(run, link), name=f"silence of {run.spec.name}")
         try:
             await self._converse(run, link)
             async with asyncio.timeout(5.0):
                 code = await link.wait()
+            if run.is_silent:
+                return Failure.WORKER_SILENT, f"saying nothing for {run.spec.silent_seconds:.0f} s"
         except TimeoutError:
             await link.kill()
             if run.state == "starting":
@@ -239,8 +247,23 @@ class Supervisor:
             await link.kill()
             return Failure.WORKER_FRAME_INVALID, str(error)
         finally:
+            watch.cancel()
             await link.kill()
         return Failure.WORKER_ENDED, how_it_ended(code)
+
+    async def _end_when_silent(self, run: _Run, link: WorkerLink) -> None:
+        """Kill a worker that stopped saying anything though it should."""
+        seconds = run.spec.silent_seconds
+        if not seconds:
+            return
+        silent_count, heard_count = 0, -1
+        # Several looks, and not one deadline: after a pause of the core itself, what waits to be read is read first.
+        while silent_count < SILENCE_LOOKS:
+            await asyncio.sleep(seconds / SILENCE_LOOKS)
+            is_silent = run.state == "running" and link.heard_count == heard_count
+            silent_count, heard_count = silent_count + 1 if is_silent else 0, link.heard_count
+        run.is_silent = True
+        await link.kill()
 
     async def _converse(self, run: _Run, link: WorkerLink) -> None:
         messages = link.messages()
@@ -251,6 +274,7 @@ class Supervisor:
         if not isinstance(hello, Hello):
             raise RefusedError("worker_frame_invalid", "the first frame is not Hello", where=run.spec.name)
         run.state = "running"
+        run.crash = ""
         self._log.info("worker runs", worker=run.spec.name, pid=link.pid)
         self._listener.worker_started(link, hello)
         async for message in messages:

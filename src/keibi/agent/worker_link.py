@@ -28,6 +28,8 @@ from keibi.errors import RefusedError, TryLaterError
 MAX_OBSERVED_BYTES = 8 * 1024 * 1024
 """Observations that may wait for one worker; about 80,000."""
 READ_BUFFER_BYTES = 1024 * 1024
+LAST_END = "KEIBI_LAST_END"
+"""The name in a worker's environment under which it finds how the one before it ended."""
 _PASSED_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "HOME", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV")
 
 
@@ -51,6 +53,7 @@ class WorkerSpec:
     serves: ModuleId  # under whose name its troubles are reported
     module: ModuleId | None = None  # which module's policy and commands it gets; None: none
     goes_on_with: frozenset[CommandKind] = frozenset()  # commands that it takes again, and finishes, when it was ended in them
+    silent_seconds: float = 0.0  # it is ended when it says nothing for so long; 0: it may be silent
     is_sensor: bool = False  # gets WatchRoots, and its observations go to whoever watches
     environment: dict[str, str] = field(default_factory=dict)
     encoding: Literal["msgpack", "json"] = "msgpack"  # "json": for a worker that has the standard library only
@@ -85,12 +88,13 @@ class WorkerLink:
         self._caught_up_at = time.time()
         self._missed_since: float | None = None
         self.missed_count = 0
+        self.heard_count = 0
         self._wake = asyncio.Event()
         self._pump = asyncio.create_task(self._write_frames(), name=f"frames to {spec.name}")
 
     @classmethod
-    async def start(cls, spec: WorkerSpec) -> "WorkerLink":
-        """Start the worker's process.
+    async def start(cls, spec: WorkerSpec, *, last_end: str = "") -> "WorkerLink":
+        """Start the worker's process; it finds in its environment how the one before it ended, if that was no wish of ours.
 
         Raises:
             TryLaterError: it cannot be started: no such program, no memory, too many processes.
@@ -98,6 +102,7 @@ class WorkerLink:
         ours, theirs = socket.socketpair()
         try:
             environment = {name: os.environ[name] for name in _PASSED_ENVIRONMENT if name in os.environ} | spec.environment
+            environment |= {LAST_END: last_end} if last_end else {}
             process = await asyncio.create_subprocess_exec(
                 *_bound_to_parent(spec.argv),
                 stdin=theirs.fileno(),
@@ -155,6 +160,7 @@ class WorkerLink:
                 payload = await self._reader.readexactly(frame_length(await self._reader.readexactly(4)))
             except (asyncio.IncompleteReadError, ConnectionError):
                 return
+            self.heard_count += 1
             try:
                 if peek.decode(payload).type == "Observed":
                     yield RawObserved(payload)

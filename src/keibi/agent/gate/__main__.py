@@ -54,6 +54,11 @@ class CoreOutlet:
         messages = self._channel.receive()
         return messages is not None and all(message.get("type") != "Stop" for message in messages)
 
+    def is_alive(self) -> None:
+        """Say so, unless the core is behind with reading: then it would push out what is worth telling."""
+        if not self._channel.is_blocked:
+            self._channel.send({"type": "Alive"})
+
     def flush(self) -> None:
         """Write what waits."""
         self._channel.flush()
@@ -127,6 +132,9 @@ class LineOutlet:
         """Return False when standard input has ended."""
         return bool(os.read(0, 4096))
 
+    def is_alive(self) -> None:
+        """Say nothing: nobody watches."""
+
     def flush(self) -> None:
         """Write what waits, as far as the reader takes it."""
         with contextlib.suppress(OSError):
@@ -185,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own_root=os.getppid() if os.getppid() > 1 else 0,
         own_directory=excluded[0] if options.exclude else "",
         only_below=options.only_below,
+        last_end=os.environ.get("KEIBI_LAST_END", ""),
     )
     Warden(warden_options, CoreOutlet(channel, capabilities), test_failure=test_failure).run()
     return 0

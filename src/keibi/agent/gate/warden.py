@@ -31,6 +31,7 @@ SILENT_SECONDS: Final = 10.0
 CANARY_SEEN_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 0.05
 IDLE_SECONDS: Final = 1.0
+ALIVE_SECONDS: Final = 1.0
 LEAST_WAIT_SECONDS: Final = 0.25
 MOST_WAIT_SECONDS: Final = 30.0
 CALM_SECONDS: Final = 60.0
@@ -50,6 +51,7 @@ class WardenOptions:
     settled_seconds: float = SETTLED_SECONDS  # how old a file's last change must be for a verdict to be remembered
     state_seconds: float = 2.0  # how often the decider says how it is
     guard_scope: str = ""  # the only cgroup directory that the kernel guard looks at
+    last_end: str = ""  # how the gate before this one ended, when nobody asked for that
     has_guard: bool = True  # whether the kernel guard may be loaded at all
 
 
@@ -65,6 +67,9 @@ class Outlet(Protocol):
 
     def on_ready(self) -> bool:
         """Take orders; False: end."""
+
+    def is_alive(self) -> None:
+        """Let it be known that the warden does its work; must not wait."""
 
     def flush(self) -> None:
         """Write what waits."""
@@ -107,10 +112,15 @@ class Warden:
         self._is_stopping = False
         self._restarts = 0
         self._last_end = ""
+        self._alive_at = 0.0
 
     def run(self) -> None:
         """Keep a decider running."""
         self._follower.start()
+        if self._options.last_end:
+            self._restarts, self._last_end = 1, f"the gate was closed: its warden ended by {self._options.last_end}"
+            reason = f"its warden ended by {self._options.last_end}"
+            self._outlet.tell("closed", {"reason": reason, "was_enforcing": True, "again_in_seconds": 0.0})
         wait = LEAST_WAIT_SECONDS
         while not self._is_stopping:
             decider = self._start()
@@ -273,10 +283,13 @@ class Warden:
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while not self._is_stopping and (left := until - time.monotonic()) > 0:
-            if self._ready(None, left):
+            if self._ready(None, min(left, ALIVE_SECONDS)):
                 self._serve_outlet()
 
     def _ready(self, channel: int | None, seconds: float) -> list[int]:
+        if time.monotonic() >= self._alive_at:
+            self._alive_at = time.monotonic() + ALIVE_SECONDS
+            self._outlet.is_alive()
         poll = select.poll()
         poll.register(self._outlet.fileno(), select.POLLIN | (select.POLLOUT if self._outlet.is_blocked else 0))
         if channel is not None:
