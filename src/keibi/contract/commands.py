@@ -24,7 +24,7 @@ class CommandKind(StrEnum):
     RESUME_SCAN = "resume_scan"
     CANCEL_SCAN = "cancel_scan"
     LIST_QUARANTINE = "list_quarantine"  # {"after", "limit"}
-    RESTORE_QUARANTINED = "restore_quarantined"  # {"quarantine_ids"}
+    RESTORE_QUARANTINED = "restore_quarantined"  # {"quarantine_ids", "allow_until"}: a day, by which a policy allows them too
     DELETE_QUARANTINED = "delete_quarantined"  # {"quarantine_ids"}
     FETCH_QUARANTINED = "fetch_quarantined"  # {"quarantine_id", "password"}: an encrypted archive, sent as an upload
     # Application control
