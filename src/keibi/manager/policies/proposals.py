@@ -1,7 +1,7 @@
 """Trying a change on the tree in memory: does everything below still compile, what differs, and who is reached."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -172,8 +172,15 @@ class Proposals:
 
 def computers_of(session: Session, tenant_id: str) -> list[ComputerUse]:
     """Return all computers of a tenant."""
+    return computers_by_tenant(session, [tenant_id])[tenant_id]
+
+
+def computers_by_tenant(session: Session, tenant_ids: Collection[str]) -> dict[str, list[ComputerUse]]:
+    """Return all computers of several tenants by the tenants' ids, in one statement however many they are."""
+    found: dict[str, list[ComputerUse]] = {tenant_id: [] for tenant_id in tenant_ids}
     rows = session.execute(
         select(
+            ComputerRecord.tenant_id,
             ComputerRecord.id,
             ComputerRecord.display_name,
             ComputerRecord.group_id,
@@ -181,6 +188,8 @@ def computers_of(session: Session, tenant_id: str) -> list[ComputerUse]:
             ReportRecord.os_name,
         )
         .outerjoin(ReportRecord, ReportRecord.id == ComputerRecord.id)
-        .where(ComputerRecord.tenant_id == tenant_id)
+        .where(ComputerRecord.tenant_id.in_(tenant_ids))
     )
-    return [ComputerUse(row[0], row[1], row[2], row[3], row[4] or "") for row in rows]
+    for tenant_id, computer_id, name, group_id, policy_id, os_name in rows:
+        found[tenant_id].append(ComputerUse(computer_id, name, group_id, policy_id, os_name or ""))
+    return found

@@ -33,8 +33,9 @@ class PolicyRuleUsers:
     def uses_of(self, session: Session, tenant_ids: frozenset[str], rule_id: str) -> list[RuleUse]:
         """Return the policies and computers that say something of a rule."""
         uses = []
+        trees = forests.load_all(session, tenant_ids)
         for tenant_id in sorted(tenant_ids):
-            forest = forests.load(session, tenant_id)
+            forest = trees[tenant_id]
             named = rules_named(forest, rule_id)
             uses += [RuleUse("policy", key, forest.path(key), assigned) for key, assigned in named.items()]
             computers = [key for key, said in forest.computers.items() if _says(said, rule_id) is not None]
@@ -53,8 +54,7 @@ class PolicyRuleUsers:
     def assigned_ids(self, session: Session, tenant_ids: frozenset[str], policy_id: str | None) -> frozenset[str]:
         """Return the rules that a policy assigns, with what it inherits; without a policy, those that any policy assigns."""
         found: set[str] = set()
-        for tenant_id in tenant_ids:
-            forest = forests.load(session, tenant_id)
+        for forest in forests.load_all(session, tenant_ids).values():
             if policy_id is None:
                 for branch in forest.branches.values():
                     found |= _assigned_by(branch.overrides)

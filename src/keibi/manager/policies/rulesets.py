@@ -16,7 +16,7 @@ from keibi.manager.policies.effective import lock_tree
 from keibi.manager.policies.forest import Forest
 from keibi.manager.policies.model import DifferenceLine, Preview
 from keibi.manager.policies.overrides import ModuleChange, PolicyChange, RuleChange, applied
-from keibi.manager.policies.proposals import ComputerUse, Proposals, computers_of
+from keibi.manager.policies.proposals import ComputerUse, Proposals, computers_by_tenant, computers_of
 from keibi.manager.policies.resolution import ResolvedModule, resolve
 from keibi.manager.rules.model import CatalogRule
 from keibi.manager.rules.os_families import fits
@@ -45,11 +45,26 @@ class RulesetPolicies:
 
     def computers(self, session: Session, tenant_id: str, module: ModuleId) -> list[ComputerModule]:
         """Return what a module does on each computer of a tenant."""
-        forest = forests.load(session, tenant_id)
-        catalog = self._rules.catalog(session, tenant_id)
+        return self.computers_by_tenant(session, [tenant_id], module)[tenant_id]
+
+    def computers_by_tenant(
+        self, session: Session, tenant_ids: Collection[str], module: ModuleId
+    ) -> dict[str, list[ComputerModule]]:
+        """Return what a module does on each computer of several tenants, in a few statements however many they are."""
+        trees = forests.load_all(session, tenant_ids)
+        catalogs = self._rules.catalogs(session, tenant_ids)
+        computers = computers_by_tenant(session, tenant_ids)
+        return {
+            tenant_id: self._modules_of(trees[tenant_id], catalogs[tenant_id], computers[tenant_id], module)
+            for tenant_id in tenant_ids
+        }
+
+    def _modules_of(
+        self, forest: Forest, catalog: Mapping[str, CatalogRule], computers: Sequence[ComputerUse], module: ModuleId
+    ) -> list[ComputerModule]:
         known: dict[tuple[str | None, str], ResolvedModule] = {}
         found = []
-        for computer in computers_of(session, tenant_id):
+        for computer in computers:
             used = forest.used_by(computer.policy_id, computer.os_name)
             own = computer.computer_id if computer.computer_id in forest.computers else ""
             if (used, own) not in known:
@@ -68,14 +83,18 @@ class RulesetPolicies:
         """Return the policies that nothing is above."""
         return [branch.policy_id for branch in forests.load(session, tenant_id).children(None)]
 
-    def users(self, session: Session, tenant_id: str, module: ModuleId) -> dict[str, tuple[str, ...]]:
-        """Return the policies that assign each rule of a module themselves."""
-        found: dict[str, tuple[str, ...]] = {}
-        for branch in forests.load(session, tenant_id).branches.values():
-            part = branch.overrides.modules.get(module)
-            for rule_id, rule in part.rules.items() if part else ():
-                if rule.is_assigned:
-                    found[rule_id] = (*found.get(rule_id, ()), branch.policy_id)
+    def users(
+        self, session: Session, tenant_ids: Collection[str], module: ModuleId
+    ) -> dict[str, dict[str, tuple[tuple[str, str], ...]]]:
+        """Return, by tenant and rule, id and path of the policies that assign each rule of a module themselves."""
+        found: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {tenant_id: {} for tenant_id in tenant_ids}
+        for tenant_id, forest in forests.load_all(session, tenant_ids).items():
+            using = found[tenant_id]
+            for branch in forest.branches.values():
+                part = branch.overrides.modules.get(module)
+                for rule_id, rule in part.rules.items() if part else ():
+                    if rule.is_assigned:
+                        using[rule_id] = (*using.get(rule_id, ()), (branch.policy_id, forest.path(branch.policy_id)))
         return found
 
     def subtrees(self, session: Session, tenant_id: str, policy_ids: Collection[str]) -> frozenset[str]:

@@ -1,6 +1,6 @@
 """The policy tree: seeing it, changing it, and what each computer gets of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from sqlalchemy import func, select
@@ -111,10 +111,7 @@ class PolicyService:
         """
         principal.require("policies.view")
         with self._database.session(principal.scope(), writes=False) as session:
-            nodes: list[PolicyNode] = []
-            for tenant_id in sorted(principal.tenants_where("policies.view")):
-                nodes += self._nodes(session, tenant_id)
-            return nodes
+            return self._nodes(session, sorted(principal.tenants_where("policies.view")))
 
     def get(self, principal: Principal, policy_id: str) -> PolicyNode:
         """Return one policy.
@@ -423,17 +420,17 @@ class PolicyService:
             )
         return found
 
-    def _nodes(self, session: Session, tenant_id: str) -> Sequence[PolicyNode]:
-        records = {
-            record.id: record for record in session.scalars(select(PolicyRecord).where(PolicyRecord.tenant_id == tenant_id))
-        }
+    def _nodes(self, session: Session, tenant_ids: Collection[str]) -> Sequence[PolicyNode]:
+        found = session.scalars(select(PolicyRecord).where(PolicyRecord.tenant_id.in_(tenant_ids)))
+        records = {record.id: record for record in found}
         counts = session.execute(
             select(ComputerRecord.policy_id, func.count())
-            .where(ComputerRecord.tenant_id == tenant_id, ComputerRecord.policy_id.is_not(None))
+            .where(ComputerRecord.tenant_id.in_(tenant_ids), ComputerRecord.policy_id.is_not(None))
             .group_by(ComputerRecord.policy_id)
         )
         assigned = {policy_id: count for policy_id, count in counts if policy_id}
-        return nodes_of(forests.load(session, tenant_id), records, assigned)
+        trees = forests.load_all(session, tenant_ids)
+        return [node for tenant_id in tenant_ids for node in nodes_of(trees[tenant_id], records, assigned)]
 
     def _node(self, session: Session, record: PolicyRecord) -> PolicyNode:
-        return next(node for node in self._nodes(session, record.tenant_id) if node.policy_id == record.id)
+        return next(node for node in self._nodes(session, [record.tenant_id]) if node.policy_id == record.id)

@@ -1,6 +1,7 @@
 """Rulesets as tables: their entries, and where each applies."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 import msgspec
 from sqlalchemy.orm import Session
@@ -32,10 +33,8 @@ class RulesetService:
             AccessError: the principal may not see rules.
         """
         principal.require("rules.view")
-        rows: list[RulesetRow] = []
         with self._database.session(principal.scope(), writes=False) as session:
-            for tenant_id in sorted(principal.tenants_where("rules.view")):
-                rows += self._rows(session, principal, tenant_id)
+            rows = self._rows(session, principal)
         seen: set[str] = set()
         found = []
         for row in rows:
@@ -95,22 +94,23 @@ class RulesetService:
         more = encode_cursor([rows[limit - 1].number]) if len(rows) > limit else None
         return Page(rows[:limit], more, total)
 
-    def _rows(self, session: Session, principal: Principal, tenant_id: str) -> Sequence[RulesetRow]:
-        catalog = {key: rule for key, rule in self._rules.catalog(session, tenant_id).items() if rule.module is MODULE}
-        sees_policies = principal.may("policies.view", tenant_id=tenant_id)
-        paths = self._policies.rulesets.paths(session, tenant_id) if sees_policies else {}
-        using = self._policies.rulesets.users(session, tenant_id, MODULE)
-        computers = self._policies.rulesets.computers(session, tenant_id, MODULE)
-        reached: dict[str, int] = {}
-        for one in computers:
-            for rule_id in one.rule_ids:
-                reached[rule_id] = reached.get(rule_id, 0) + 1
-        return [_row(rule, using.get(key, ()), paths, reached.get(key, 0)) for key, rule in catalog.items()]
+    def _rows(self, session: Session, principal: Principal) -> Sequence[RulesetRow]:
+        tenant_ids = sorted(principal.tenants_where("rules.view"))
+        catalogs = self._rules.catalogs(session, tenant_ids)
+        users = self._policies.rulesets.users(session, tenant_ids, MODULE)
+        computers = self._policies.rulesets.computers_by_tenant(session, tenant_ids, MODULE)
+        rows = []
+        for tenant_id in tenant_ids:
+            sees_policies = principal.may("policies.view", tenant_id=tenant_id)
+            reached = Counter(rule_id for one in computers[tenant_id] for rule_id in one.rule_ids)
+            for key, rule in catalogs[tenant_id].items():
+                if rule.module is MODULE:
+                    rows.append(_row(rule, users[tenant_id].get(key, ()) if sees_policies else (), reached[key]))
+        return rows
 
 
-def _row(found: CatalogRule, using: tuple[str, ...], paths: Mapping[str, str], computer_count: int) -> RulesetRow:
+def _row(found: CatalogRule, policies: Sequence[tuple[str, str]], computer_count: int) -> RulesetRow:
     rule = found.rule
-    named = sorted(((policy_id, paths[policy_id]) for policy_id in using if policy_id in paths), key=lambda pair: pair[1])
     return RulesetRow(
         rule_id=found.rule_id,
         tenant_id=found.tenant_id,
@@ -120,7 +120,7 @@ def _row(found: CatalogRule, using: tuple[str, ...], paths: Mapping[str, str], c
         is_own=found.source is RuleSource.OWN,
         version=rule.version,
         entry_count=len(rule.entries),
-        policies=tuple(named),
+        policies=tuple(sorted(policies, key=lambda policy: policy[1])),
         computer_count=computer_count,
         changed_at=found.changed_at,
         changed_by=found.changed_by,

@@ -4,8 +4,6 @@ import re
 import time
 from collections.abc import Callable, Sequence
 
-from sqlalchemy.orm import Session
-
 from keibi.contract.unlock import unlock_code
 from keibi.errors import InputError
 from keibi.manager.access.model import Principal
@@ -150,12 +148,12 @@ class SoftwareService:
     def _in_use(self, principal: Principal, reach: Reach) -> list[TenantRulesets]:
         tenant_ids = sorted(reach.tenant_ids | {key for key, computers in reach.computer_ids.items() if computers})
         with self._database.session(principal.scope(), writes=False) as session:
-            return [self._of_tenant(session, tenant_id) for tenant_id in tenant_ids]
-
-    def _of_tenant(self, session: Session, tenant_id: str) -> TenantRulesets:
-        computers = self._policies.computers(session, tenant_id, MODULE)
-        catalog = self._rules.catalog(session, tenant_id)
-        return grouped(tenant_id, {one.computer.computer_id: one.rule_ids for one in computers}, catalog)
+            computers = self._policies.computers_by_tenant(session, tenant_ids, MODULE)
+            catalogs = self._rules.catalogs(session, tenant_ids)
+        return [
+            grouped(tenant_id, {one.computer.computer_id: one.rule_ids for one in computers[tenant_id]}, catalogs[tenant_id])
+            for tenant_id in tenant_ids
+        ]
 
     def _computers_with(self, tenant_id: str, ruleset: CatalogRule) -> frozenset[str]:
         return self._reader.computers_with(TenantRulesets(tenant_id, (ruleset,)))
