@@ -1,15 +1,19 @@
 """Which file systems the gate guards as they come and go, and what it only watches; in mount namespaces of the tests' own."""
 
+import contextlib
 import os
+import resource
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from keibi.agent.gate.judging import EXEC, OFF, OPEN, PREVENT, SOFTWARE, WATCH, WRITTEN
+from keibi.agent.gate.judging import EXEC, OFF, OPEN, PREVENT, SOFTWARE, WATCH, WRITTEN, GateState
 from keibi.agent.gate.private import PrivateGate
+from keibi.agent.judge_server import JudgeServer
 from tests.system.gate_judges import BAD, SETTLED_SECONDS, ContentJudge, content_of, wait_until
 
 pytestmark = [
@@ -217,6 +221,44 @@ def test_what_a_judge_is_only_told_waits_in_the_kernel_while_it_is_behind(judges
         wait_until(lambda: len({asked.question.path for asked in judge.asked}) == 4000, 20, "all are told")
         assert dict(gate.refresh()["metrics"])["dropped_count"] == 0
         assert judge.told_count("overflow") == 0
+
+
+def test_what_no_descriptor_was_left_for_is_told_as_missed(judges, place):
+    with (
+        ContentJudge(judges, mode=WATCH, events=(WRITTEN,)) as judge,
+        PrivateGate(place, judges, is_proof=False) as gate,
+    ):
+        limits = resource.prlimit(gate.decider_pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(gate.decider_pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            gate.enter(lambda: write_many(place, 5))
+            wait_until(lambda: judge.told_count("overflow") > 0, 5, "told")
+        finally:
+            resource.prlimit(gate.decider_pid, resource.RLIMIT_NOFILE, limits)
+        gate.enter(lambda: write_many(place, 6))
+        wait_until(lambda: judge.count(f"{place}/5") == 1, 5, "asked again")
+
+
+def test_a_judge_that_had_no_descriptor_left_takes_the_gate_when_it_has(judges):
+    told: list[GateState] = []
+    server = JudgeServer(judges, "m", on_question=lambda asked: asked.close(), on_told=lambda told: None, on_state=told.extend)
+    server.start()
+    first, gate = (socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with first, gate, contextlib.closing(server):
+        first.settimeout(5)
+        first.connect(f"{judges}/m.sock")
+        assert b'"type":"own"' in first.recv(65536)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            gate.connect(f"{judges}/m.sock")
+            gate.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                gate.recv(65536)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        gate.settimeout(5)
+        assert b'"type":"own"' in gate.recv(65536)
 
 
 def test_a_judge_hears_when_it_has_heard_of_everything_and_not_before(judges, place):

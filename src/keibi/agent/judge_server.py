@@ -10,6 +10,7 @@ import selectors
 import socket
 import struct
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from keibi.agent.gate import judging
 from keibi.agent.gate.judging import GateState, Question, Terms, Told
 
 SEND_SECONDS = 2.0
+ACCEPT_AGAIN_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,12 @@ class JudgeServer:
                 self._lose(gate)
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            # No descriptor is left, or the gate is gone already. This thread must not end of it: others are connected.
+            time.sleep(ACCEPT_AGAIN_SECONDS)
+            return
         peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         if struct.unpack("3i", peer)[1] != 0:
             connection.close()

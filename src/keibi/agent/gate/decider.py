@@ -36,6 +36,8 @@ METRICS_SECONDS: Final = 10.0
 """How often judges are told figures when nothing else changed."""
 NICE: Final = -20
 _FATAL: Final = frozenset({errno.EBADF, errno.EINVAL, errno.EFAULT})
+_WANT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""With these the kernel takes an event out of its queue and cannot hand over the file."""
 _METRICS: Final = (
     "events_count", "questions_count", "overdue_count", "repeated_count", "overflows_count", "dropped_count", "ignored_count",
     "unanswered_count",
@@ -139,6 +141,8 @@ class Decider:
             if error.errno in _FATAL:
                 raise
             self._counts["unanswered_count"] += 1
+            if error.errno in _WANT:
+                self._missed()
             return
         self._counts["events_count"] += len(events)
         for mask, descriptor, pid in events:
@@ -147,7 +151,13 @@ class Decider:
             except OSError:
                 # Such as a file system that went away under the event. Nobody may be left waiting for it.
                 self._counts["unanswered_count"] += 1
+                self._missed()
                 self._let_go(group, mask, descriptor)
+
+    def _missed(self) -> None:
+        """Have every judge told, when that can be, that it was not told of something."""
+        for link in self._judges:
+            link.miss()
 
     def _on_event(self, group: fanotify.Group, mask: int, descriptor: int, pid: int) -> None:
         if mask & fanotify.OVERFLOW:

@@ -204,6 +204,11 @@ def terms_of(message: dict[str, Any]) -> Terms:
         terms = Terms(**values)
     except TypeError as error:
         raise ValueError(f"terms that this gate does not know: {error}") from error
+    numbers = (terms.generation, terms.deadline_milliseconds, terms.closed_at_most_seconds)
+    words = (terms.module, *terms.events, *terms.suffixes, *terms.places, *terms.excluded)
+    if not all(type(number) is int and number >= 0 for number in numbers) or not all(isinstance(word, str) for word in words):
+        # Else it would come to light where a process is held.
+        raise ValueError(f"terms with a value of another kind: {terms}")
     if (
         terms.mode not in (OFF, WATCH, PREVENT)
         or terms.on_timeout not in (ALLOW, DENY)

@@ -52,6 +52,10 @@ def test_terms_and_state_arrive_as_they_were_sent():
         {"type": "terms", "module": "m", "mode": "sometimes"},
         {"type": "terms", "module": "m", "on_timeout": "ask"},
         {"type": "terms", "module": "m", "surprise": 1},
+        {"type": "terms", "module": "m", "deadline_milliseconds": "3000"},
+        {"type": "terms", "module": "m", "closed_at_most_seconds": -1},
+        {"type": "terms", "module": "m", "excluded": [7]},
+        {"type": "terms", "module": "m", "events": 7},
     ],
 )
 def test_terms_that_are_none_are_refused(message):
