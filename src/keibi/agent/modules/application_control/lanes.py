@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from keibi.agent.gate.judging import WRITTEN, Question
 from keibi.agent.judge_server import Asked
+from keibi.agent.precedence import Precedence
 
 LANES = 2
 MAX_WAITING = 2000
@@ -111,7 +112,9 @@ class Lanes:
                 thread.join(5.0)
 
     def _run(self, lane: _Lane) -> None:
+        precedence = Precedence()
         while batch := lane.take():
+            precedence.be_for(is_held=batch[-1].question.is_held)
             for asked in batch:
                 self._consider(asked)
 

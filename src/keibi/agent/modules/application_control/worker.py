@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 
+from keibi.agent import precedence
 from keibi.agent.core_socket import CoreSocket
 from keibi.agent.judge_server import JudgeServer
 from keibi.agent.linux.accounts import AccountNames
@@ -73,6 +74,7 @@ def main() -> int:
     _allow_descriptors()
     # A lane must not wait the usual 5 ms for another thread of this worker while the kernel holds a process for it.
     sys.setswitchinterval(SWITCH_SECONDS)
+    precedence.allow()
     lanes: Lanes | None = None
     director: Director | None = None
     server = JudgeServer(
@@ -117,7 +119,8 @@ def main() -> int:
     core.send(Hello("application_control", os.getpid(), walls))
     thread = threading.Thread(target=director.run, name="director", daemon=True)
     thread.start()
-    server.start()
+    with precedence.starting_first():
+        server.start()
     while thread.is_alive():
         message = core.receive()
         inbox.put(message)
