@@ -46,6 +46,7 @@ def test_a_judge_that_is_away_denies_only_for_a_time_and_both_are_told(judges, p
                 return answered <= {(told.path, told.was_allowed) for told in second.told if told.what == "overdue"}
 
             wait_until(is_told, 5, "told to the judge, by name")
+            assert {told.pid for told in second.told if told.what == "overdue"} == {0}, "whose it was then, nobody knows now"
 
 
 def test_a_policy_may_stay_closed(judges, place):

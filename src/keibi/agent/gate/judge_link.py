@@ -5,7 +5,7 @@ import socket
 import struct
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from keibi.agent.gate import judging
@@ -174,7 +174,8 @@ class JudgeLink:
             else:
                 return
         if told.path and len(self._told_later) < MAX_TOLD_LATER:
-            self._told_later.append(told)
+            # By the time that somebody listens again, the process id may be another's.
+            self._told_later.append(told if self.connection is not None else replace(told, pid=0))
         else:
             kind = (told.what, told.was_allowed)
             self._untold[kind] = self._untold.get(kind, 0) + told.count
