@@ -1,21 +1,21 @@
 """REST: pattern sets under /api/v1/patterns."""
 
+import asyncio
 import os
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, status
-from pydantic import BaseModel, ConfigDict
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from keibi.errors import InputError, RefusedError, TryLaterError
-from keibi.manager.access.api import current_principal
-from keibi.manager.access.model import Principal
+from keibi.manager.access.api import Asker, Body
 from keibi.manager.http_answers import answer, answers
 from keibi.manager.patterns.importers.model import ImportKind
 from keibi.manager.patterns.model import MAX_UPLOAD_BYTES, ImportOutcome, PatternSet, PatternSetDetail
 from keibi.manager.patterns.service import MANAGE, UPLOAD, PatternService
+from keibi.manager.patterns.store import ContentStore
 from keibi.manager.policies.model import Applied
 from keibi.manager.policies.pattern_use import use_pattern_set
 from keibi.manager.policies.service import PolicyService
@@ -24,6 +24,10 @@ router = APIRouter(prefix="/api/v1/patterns", tags=["pattern sets"])
 
 IMPORT_PATH = "/api/v1/patterns/import"
 """Takes bodies up to MAX_UPLOAD_BYTES, where all others stop at four megabytes."""
+PAUSE_SECONDS = 60.0
+"""An upload that brings nothing for so long has ended."""
+CHECKED_BYTES = 64 * 1024 * 1024
+"""After so many bytes the disk's free space is looked at again."""
 
 
 def pattern_service(request: Request) -> PatternService:
@@ -38,23 +42,18 @@ def policy_service(request: Request) -> PolicyService:
     return service
 
 
-Asker = Annotated[Principal, Depends(current_principal)]
 Patterns = Annotated[PatternService, Depends(pattern_service)]
 Policies = Annotated[PolicyService, Depends(policy_service)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class ReturnBody(_Body):
+class ReturnBody(Body):
     """The version to make current."""
 
     number: int
     expected_version: int | None = None
 
 
-class AssignBody(_Body):
+class AssignBody(Body):
     """A policy that shall use the set, or no longer."""
 
     policy_id: str
@@ -98,7 +97,7 @@ async def import_patterns(
     """
     await run_in_threadpool(principal.require, MANAGE)
     with patterns.store.workspace() as directory:
-        await _receive(request, os.path.join(directory, UPLOAD))
+        await _receive(request, os.path.join(directory, UPLOAD), patterns.store)
         outcome = await run_in_threadpool(
             patterns.import_file,
             principal,
@@ -139,16 +138,22 @@ def delete_patterns(principal: Asker, patterns: Patterns, set_id: str) -> None:
     patterns.delete(principal, set_id)
 
 
-async def _receive(request: Request, path: str) -> None:
-    size = 0
+async def _receive(request: Request, path: str, store: ContentStore) -> None:
+    size = checked_size = 0
+    loop = asyncio.get_running_loop()
     try:
         with open(path, "wb") as file:
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > MAX_UPLOAD_BYTES:
-                    raise RefusedError("upload_too_large", f"the upload has more than {MAX_UPLOAD_BYTES} bytes")
-                await run_in_threadpool(file.write, chunk)
-    except ClientDisconnect as error:
+            async with asyncio.timeout(PAUSE_SECONDS) as patience:
+                async for chunk in request.stream():
+                    patience.reschedule(loop.time() + PAUSE_SECONDS)
+                    size += len(chunk)
+                    if size > MAX_UPLOAD_BYTES:
+                        raise RefusedError("upload_too_large", f"the upload has more than {MAX_UPLOAD_BYTES} bytes")
+                    if size >= checked_size:
+                        await run_in_threadpool(store.check_room, CHECKED_BYTES)
+                        checked_size = size + CHECKED_BYTES
+                    await run_in_threadpool(file.write, chunk)
+    except (ClientDisconnect, TimeoutError) as error:
         raise TryLaterError("body_incomplete", "the upload did not arrive whole") from error
     except OSError as error:
         raise TryLaterError("content_unwritable", f"the upload cannot be kept: {error.strerror}", hint="make room") from error

@@ -9,6 +9,11 @@ from keibi.manager.patterns.importers.model import ContentKind, Report
 MAX_VERSIONS = 10
 """So many versions of a set are kept; older ones go, except the current."""
 MAX_UPLOAD_BYTES = 1024**3
+MAX_SETS = 200
+MAX_CUSTOMER_BYTES = 8 * 1024**3
+"""What the sets of one customer may hold together: the disk is everybody's."""
+MAX_REFUSED_LISTED = 5
+"""So many refusals of each set stand in a list of sets; one set by itself has all that were kept."""
 
 
 class StoredContent(msgspec.Struct, frozen=True):

@@ -3,32 +3,42 @@
 import logging
 import os
 import re
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from keibi.contract.names import new_id
 from keibi.contract.policy import ContentReference
-from keibi.errors import AccessError, InputError, TryLaterError
+from keibi.errors import AccessError, InputError
 from keibi.manager.access.model import Principal
 from keibi.manager.audit.service import AuditService
 from keibi.manager.computers.tables import ComputerRecord
 from keibi.manager.database import Database, Scope
 from keibi.manager.patterns.importers.importing import run_import
-from keibi.manager.patterns.importers.model import ImportKind, Report
+from keibi.manager.patterns.importers.model import ImportKind, Report, one_line
 from keibi.manager.patterns.model import (
     MAX_VERSIONS,
     ImportOutcome,
     PatternSet,
     PatternSetDetail,
     PatternUse,
-    PatternVersion,
     StoredContent,
 )
+from keibi.manager.patterns.records import (
+    check_room,
+    contents_in,
+    current_contents,
+    set_of,
+    shortened,
+    version_of,
+    versions_of,
+    whole_set,
+    with_current,
+)
+from keibi.manager.patterns.slots import ImportSlots
 from keibi.manager.patterns.store import ContentStore
 from keibi.manager.patterns.tables import SHARED, PatternSetRecord, PatternVersionRecord
 from keibi.manager.policies import forest as forests
@@ -53,22 +63,27 @@ class PatternService:
         self._database = database
         self._audit = audit
         self.store = store
-        self._importing = threading.Lock()
+        self._slots = ImportSlots()
 
     # Seeing.
 
     def list(self, principal: Principal) -> Sequence[PatternSet]:
-        """Return the sets that the principal may use: their own, then the shared ones, by name.
+        """Return the sets that the principal may use: their own, then the shared ones, by name; of refusals the first few.
 
         Raises:
             AccessError: it may see none.
         """
         principal.require(VIEW)
         with self._database.session(_with_shared(principal), writes=False) as session:
-            records = session.scalars(
-                select(PatternSetRecord).where(PatternSetRecord.tenant_id.in_({*principal.tenants_where(VIEW), SHARED}))
+            tenant_ids = {*principal.tenants_where(VIEW), SHARED}
+            rows = session.execute(with_current().where(PatternSetRecord.tenant_id.in_(tenant_ids))).all()
+            counted = session.execute(
+                select(PatternVersionRecord.set_id, func.count())
+                .where(PatternVersionRecord.tenant_id.in_(tenant_ids))
+                .group_by(PatternVersionRecord.set_id)
             )
-            made = [_set_of(record, _versions(session, record)) for record in records]
+            counts = {row[0]: row[1] for row in counted}
+            made = [set_of(record, shortened(version_of(row, record)), counts[record.id]) for record, row in rows]
         return sorted(made, key=lambda one: (one.is_shared, one.name))
 
     def get(self, principal: Principal, set_id: str) -> PatternSetDetail:
@@ -79,14 +94,14 @@ class PatternService:
         """
         with self._database.session(_with_shared(principal), writes=False) as session:
             record = _found(session, principal, set_id)
-            versions = _versions(session, record)
+            versions = versions_of(session, record)
             tenants = principal.tenants_where("policies.view")
             uses = [
                 use
                 for tenant_id in sorted(tenants if record.tenant_id == SHARED else tenants & {record.tenant_id})
                 for use in self._uses(session, tenant_id, record)
             ]
-            return PatternSetDetail(**_set_of(record, versions).__dict__, versions=versions, uses=uses)
+            return PatternSetDetail(**whole_set(record, versions).__dict__, versions=versions, uses=uses)
 
     # Changing.
 
@@ -112,24 +127,21 @@ class PatternService:
             RefusedError: the file is altered, a bomb, or too much work. TryLaterError: the disk is full.
         """
         tenant_id = self._tenant_for(principal, is_for_all=is_for_all)
-        file_name = os.path.basename(file_name)[:200] or UPLOAD
+        file_name = one_line(os.path.basename(file_name), 200) or UPLOAD
         name = _checked_name(name or _name_from(file_name))
         for text in (licence, description):
-            if len(text) > MAX_TEXT_CHARACTERS:
-                raise InputError("pattern_text", f"a text of {len(text)} characters, more than {MAX_TEXT_CHARACTERS}")
-        if not self._importing.acquire(blocking=False):
-            raise TryLaterError(
-                "import_busy", "another import is under way", hint="wait until it has ended", retry_after_seconds=15
-            )
-        try:
+            if len(text) > MAX_TEXT_CHARACTERS or "\0" in text:
+                raise InputError("pattern_text", f"no text of up to {MAX_TEXT_CHARACTERS} characters: {text[:40]!r}")
+        with self._slots.taken(tenant_id):
             outcome = run_import(os.path.join(directory, UPLOAD), file_name, kind, name, directory)
-        finally:
-            self._importing.release()
         if outcome.report is None:
             raise InputError("import_failed", "the importer left no report", where=file_name)
+        paths = [os.path.join(directory, file.file) for file in outcome.files]
+        if not is_trial:
+            with self._database.session(_writing(principal, tenant_id), writes=False) as session:
+                check_room(session, tenant_id, name, sum(os.path.getsize(path) for path in paths))
         stored = []
-        for file in outcome.files:
-            path = os.path.join(directory, file.file)
+        for file, path in zip(outcome.files, paths, strict=True):
             sha256, size = ("", os.path.getsize(path)) if is_trial else self.store.take(path)
             stored.append(StoredContent(file.kind, file.name, sha256, size))
         if is_trial:
@@ -150,7 +162,7 @@ class PatternService:
         record_tenant = self._tenant_of(principal, set_id)
         with self._database.session(_writing(principal, record_tenant)) as session:
             record = _for_change(session, set_id, expected_version)
-            versions = _versions(session, record)
+            versions = versions_of(session, record)
             if number not in [version.number for version in versions]:
                 kept = ", ".join(str(version.number) for version in versions)
                 raise InputError("pattern_version_not_found", f"{record.name} has no version {number}", hint=f"kept are: {kept}")
@@ -160,7 +172,7 @@ class PatternService:
             summary = f"Returned the pattern set {record.name} from version {before} to {number}."
             self._note(session, principal, record, "pattern.return", summary, {"before": before, "after": number})
             self._touch(session, record.tenant_id)
-            return _set_of(record, _versions(session, record))
+            return whole_set(record, versions_of(session, record))
 
     def delete(self, principal: Principal, set_id: str) -> None:
         """Delete a set with all its versions.
@@ -194,8 +206,8 @@ class PatternService:
         """Return the contents of every set that a tenant may use; its own hides a shared one of the same name."""
         # A session of its own for the shared ones: the caller's sees its tenant alone.
         with self._database.session_of(SHARED, "system:patterns", writes=False) as shared:
-            found = dict(_current_contents(shared, SHARED))
-        found.update(_current_contents(session, tenant_id))
+            found = dict(current_contents(shared, SHARED))
+        found.update(current_contents(session, tenant_id))
         return found
 
     # Shared steps.
@@ -222,7 +234,7 @@ class PatternService:
             record = PatternSetRecord(id=new_id(), tenant_id=tenant_id, name=name, description="", version=1)
             number = 1
         else:
-            number = max(version.number for version in _versions(session, record)) + 1
+            number = max(version.number for version in versions_of(session, record)) + 1
         record.current_number = number
         record.description = description or record.description
         record.changed_at, record.changed_by = now, principal.actor
@@ -251,7 +263,7 @@ class PatternService:
         detail = {"contents": [content.sha256 for content in stored], "licence": licence}
         self._note(session, principal, record, "pattern.import", summary, detail)
         self._touch(session, tenant_id)
-        return _set_of(record, _versions(session, record))
+        return whole_set(record, versions_of(session, record))
 
     def _forget_old(self, session: Session, record: PatternSetRecord) -> None:
         rows = session.scalars(
@@ -320,7 +332,9 @@ class PatternService:
     def _sweep(self) -> None:
         """Delete contents that no version names any more."""
         with self._database.session(Scope.system("patterns"), writes=False) as session:
-            named = {content.sha256 for text in session.scalars(select(PatternVersionRecord.contents)) for content in _read(text)}
+            named = {
+                content.sha256 for text in session.scalars(select(PatternVersionRecord.contents)) for content in contents_in(text)
+            }
         gone = self.store.keep_only(named)
         if gone:
             logger.info("deleted %d contents that no pattern set names any more", gone)
@@ -364,57 +378,6 @@ def _for_change(session: Session, set_id: str, expected_version: int | None) -> 
             hint="load it again and repeat what you wanted",
         )
     return record
-
-
-def _versions(session: Session, record: PatternSetRecord) -> list[PatternVersion]:
-    rows = session.scalars(
-        select(PatternVersionRecord).where(PatternVersionRecord.set_id == record.id).order_by(PatternVersionRecord.number.desc())
-    )
-    return [
-        PatternVersion(
-            number=row.number,
-            is_current=row.number == record.current_number,
-            file_name=row.file_name,
-            licence=row.licence,
-            contents=_read(row.contents),
-            report=msgspec.json.decode(row.report, type=Report),
-            imported_at=row.imported_at,
-            imported_by=row.imported_by,
-        )
-        for row in rows
-    ]
-
-
-def _set_of(record: PatternSetRecord, versions: Sequence[PatternVersion]) -> PatternSet:
-    return PatternSet(
-        set_id=record.id,
-        name=record.name,
-        description=record.description,
-        is_shared=record.tenant_id == SHARED,
-        version=record.version,
-        current=next(version for version in versions if version.is_current),
-        version_count=len(versions),
-        changed_at=record.changed_at,
-        changed_by=record.changed_by,
-    )
-
-
-def _current_contents(session: Session, tenant_id: str) -> Iterator[tuple[str, list[ContentReference]]]:
-    rows = session.execute(
-        select(PatternSetRecord.name, PatternVersionRecord.contents)
-        .join(
-            PatternVersionRecord,
-            (PatternVersionRecord.set_id == PatternSetRecord.id)
-            & (PatternVersionRecord.number == PatternSetRecord.current_number),
-        )
-        .where(PatternSetRecord.tenant_id == tenant_id)
-    )
-    for name, text in rows:
-        yield name, [ContentReference(one.sha256, one.size, one.kind.value, one.name) for one in _read(text)]
-
-
-def _read(text: str) -> list[StoredContent]:
-    return msgspec.json.decode(text, type=list[StoredContent])
 
 
 def _checked_name(name: str) -> str:

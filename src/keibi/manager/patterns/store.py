@@ -14,6 +14,11 @@ from keibi.errors import InputError, TryLaterError
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BLOCK = 1024 * 1024
 YOUNG_SECONDS = 3600.0
+LEFT_SECONDS = 86400.0
+"""A workspace that nobody wrote into for so long was left by a manager that ended in mid-import."""
+SPARE_BYTES = 512 * 1024 * 1024
+"""Left free on the disk, for database and events."""
+_WORKSPACE = ".import-"
 
 
 class ContentStore:
@@ -42,13 +47,28 @@ class ContentStore:
         """
         try:
             os.makedirs(self._directory, mode=0o700, exist_ok=True)
-            path = tempfile.mkdtemp(prefix=".import-", dir=self._directory)
+            path = tempfile.mkdtemp(prefix=_WORKSPACE, dir=self._directory)
         except OSError as error:
             raise _unwritable(error, self._directory) from error
         try:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
+
+    def check_room(self, more_bytes: int) -> None:
+        """Do nothing while the disk has room for so many bytes more.
+
+        Raises:
+            TryLaterError: it is nearly full.
+        """
+        try:
+            free = shutil.disk_usage(self._directory).free
+        except OSError as error:
+            raise _unwritable(error, self._directory) from error
+        if free < SPARE_BYTES + more_bytes:
+            raise TryLaterError(
+                "content_full", "the manager's disk is nearly full", where=self._directory, hint="make room on that disk"
+            )
 
     def take(self, path: str) -> tuple[str, int]:
         """Move a finished file into the store, and return its SHA-256 and size.
@@ -82,10 +102,13 @@ class ContentStore:
         gone = 0
         try:
             for entry in list(os.scandir(self._directory)):
+                age_seconds = time.time() - entry.stat().st_ctime
                 is_content = _SHA256.fullmatch(entry.name) is not None and entry.name not in digests
-                if is_content and time.time() - entry.stat().st_ctime > YOUNG_SECONDS:
+                if is_content and age_seconds > YOUNG_SECONDS:
                     os.unlink(entry.path)
                     gone += 1
+                elif entry.name.startswith(_WORKSPACE) and age_seconds > LEFT_SECONDS:
+                    shutil.rmtree(entry.path, ignore_errors=True)
         except OSError:
             # Tried again at the next change; a file too many harms nobody.
             pass

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keibi.errors import InputError, KeibiError, RefusedError
-from keibi.manager.patterns.importers import cvd, importing
+from keibi.manager.patterns.importers import cvd, importing, reading
 from keibi.manager.patterns.importers.importing import import_from, run_import
 from keibi.manager.patterns.importers.model import ContentKind, ImportKind
 from keibi.manager.patterns.importers.yara_text import cut
@@ -353,3 +353,25 @@ def test_the_importing_process_reports_and_is_bounded(tmp_path, monkeypatch):
     with pytest.raises(RefusedError) as caught:
         run_import(str(upload), "set.yar", ImportKind.AUTO, "set", str(tmp_path))
     assert caught.value.code == "import_too_slow"
+
+
+def test_a_sparse_member_counts_with_its_whole_size(monkeypatch):
+    monkeypatch.setattr(reading, "MAX_TOTAL_BYTES", 3 * 1024 * 1024)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for number in range(4):
+            entry = tarfile.TarInfo(f"sparse{number}.txt")
+            entry.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.size": str(1024 * 1024), "GNU.sparse.map": "0,512"}
+            entry.size = 512
+            archive.addfile(entry, io.BytesIO(b"a" * 512))
+    packed.seek(0)
+    with pytest.raises(RefusedError) as refused:
+        list(reading.members(packed, "sparse.tar"))
+    assert refused.value.code == "upload_bomb"
+
+
+def test_comments_in_their_hundred_thousands_are_cut_in_no_time():
+    began_at = time.monotonic()
+    parts = cut("// note\n" * 200_000 + "rule after_comments { condition: true }")
+    assert [unit.name for unit in parts.units] == ["after_comments"]
+    assert time.monotonic() - began_at < 10

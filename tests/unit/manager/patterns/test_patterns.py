@@ -1,5 +1,6 @@
 """Pattern sets over REST: imported, used by policies, fetched by agents, returned, shared, deleted."""
 
+import asyncio
 import hashlib
 import os
 import shutil
@@ -9,12 +10,17 @@ from sqlalchemy import select
 
 from keibi.contract.heartbeat import HeartbeatRequest, HeartbeatResponse
 from keibi.contract.names import ModuleId
+from keibi.errors import TryLaterError
 from keibi.manager.audit.tables import AuditRecord
 from keibi.manager.composition import make_manager
 from keibi.manager.database import Scope
+from keibi.manager.patterns import api as patterns_api
+from keibi.manager.patterns import records
 from keibi.manager.patterns import store as stores
+from keibi.manager.patterns.model import MAX_REFUSED_LISTED
+from keibi.manager.patterns.slots import ImportSlots
 from keibi.protection.catalog import MODULES
-from tests.manager_running import QUICK, SimulatedAgent, config_for, serving, signed_in
+from tests.manager_running import QUICK, SimulatedAgent, config_for, serving, shipped, signed_in
 
 PASSWORD = "correct horse battery staple"
 RULE = b'rule one { meta: license = "MIT" strings: $a = "zq-one-zq" condition: $a }'
@@ -50,14 +56,14 @@ def manager(tmp_path, sqlite_template, shared_event_daemon):
     """A manager on SQLite: each import is a process of its own, and only sharing makes a difference to the database."""
     path = tmp_path / "manager.sqlite3"
     shutil.copyfile(sqlite_template, path)
-    made = make_manager(config_for(f"sqlite:///{path}", shared_event_daemon, tmp_path / "state"), QUICK)
+    made = make_manager(config_for(f"sqlite:///{path}", shared_event_daemon, tmp_path / "state"), QUICK, shipped())
     yield made
     made.close()
 
 
 @pytest.fixture
 def manager_on_each_database(database_url, shared_event_daemon, tmp_path):
-    made = make_manager(config_for(database_url, shared_event_daemon, tmp_path / "state"), QUICK)
+    made = make_manager(config_for(database_url, shared_event_daemon, tmp_path / "state"), QUICK, shipped())
     yield made
     made.close()
 
@@ -235,3 +241,65 @@ def test_what_cannot_be_imported_says_why(console, data, query, status, code):
     refused = console.load(data, status, **query)
     assert refused["error"]["code"] == code
     assert refused["error"]["message"]
+
+
+def test_an_import_of_one_customer_keeps_no_other_waiting():
+    slots = ImportSlots()
+    with slots.taken("one"):
+        with pytest.raises(TryLaterError) as busy, slots.taken("one"):
+            raise AssertionError("the same customer imports twice at once")
+        assert busy.value.code == "import_busy"
+        with slots.taken("two"), pytest.raises(TryLaterError), slots.taken("three"):
+            raise AssertionError("three import at once")
+    with slots.taken("one"):
+        pass
+
+
+def test_the_sets_of_one_customer_have_a_limit(console, monkeypatch):
+    console.load()
+    monkeypatch.setattr(records, "MAX_SETS", 1)
+    assert console.load(OTHER, 400, name="second")["error"]["code"] == "patterns_full"
+    console.load(OTHER)  # the next version of the one that there is
+    monkeypatch.setattr(records, "MAX_CUSTOMER_BYTES", 100)
+    assert console.load(RULE, 400)["error"]["code"] == "patterns_full"
+    assert len(console.call("GET", "/patterns")) == 1
+
+
+def test_a_disk_that_is_nearly_full_takes_no_upload(console, monkeypatch):
+    monkeypatch.setattr(stores, "SPARE_BYTES", 2**62)
+    assert console.load(status=503)["error"]["code"] == "content_full"
+
+
+def test_an_upload_that_stands_still_is_ended(monkeypatch):
+    monkeypatch.setattr(patterns_api, "PAUSE_SECONDS", 0.05)
+
+    class Stalled:
+        async def stream(self):
+            await asyncio.Event().wait()
+            yield b""
+
+    with pytest.raises(TryLaterError) as ended:
+        asyncio.run(patterns_api._receive(Stalled(), os.devnull, stores.ContentStore("/")))
+    assert ended.value.code == "body_incomplete"
+
+
+def test_what_an_import_left_behind_is_swept_away_after_a_day(tmp_path, monkeypatch):
+    store = stores.ContentStore(str(tmp_path))
+    (tmp_path / ".import-left").mkdir()
+    (tmp_path / ".import-left" / "upload").write_bytes(b"x")
+    store.keep_only(())
+    assert (tmp_path / ".import-left").exists()
+    monkeypatch.setattr(stores, "LEFT_SECONDS", -1.0)
+    store.keep_only(())
+    assert os.listdir(tmp_path) == []
+
+
+def test_odd_names_of_files_and_long_reports_do_no_harm(console):
+    bad = b"".join(b"rule bad%d { condition: $nowhere }\n" % number for number in range(30))
+    made = console.load(RULE + b"\n" + bad, file_name="a\x00\x1b[31m/../..\\b.yar", name="odd")
+    assert made["report"]["refused_count"] == 30
+    assert made["pattern_set"]["current"]["file_name"].isprintable()
+    (listed,) = console.call("GET", "/patterns")
+    assert len(listed["current"]["report"]["refused"]) == MAX_REFUSED_LISTED
+    assert listed["current"]["report"]["refused_count"] == 30
+    assert len(console.call("GET", f"/patterns/{listed['set_id']}")["current"]["report"]["refused"]) == 30

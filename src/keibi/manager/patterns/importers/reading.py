@@ -54,7 +54,7 @@ class _Capped(io.RawIOBase):
         data = self._stream.read(len(buffer))
         self._left -= len(data)
         if self._left < 0:
-            raise RefusedError("upload_bomb", f"it unpacks to more than {MAX_TOTAL_BYTES} bytes", hint="import it in parts")
+            raise _bomb()
         buffer[: len(data)] = data
         return len(data)
 
@@ -101,11 +101,14 @@ def _is_tar(head: bytes) -> bool:
 
 
 def _tar_members(stream: IO[bytes]) -> Iterator[Member]:
+    total = 0
     with tarfile.open(fileobj=stream, mode="r|") as archive:
         for count, entry in enumerate(archive):
             _check_count(count)
             if not entry.isreg():
                 continue  # links and devices: what they lead to is not ours to read
+            # A sparse member may be far larger than the archive that it is in.
+            total = _added(total, entry.size)
             content = archive.extractfile(entry)
             if content is not None:
                 yield Member(entry.name, _bounded(content, entry.name))
@@ -122,9 +125,7 @@ def _zip_members(file: IO[bytes]) -> Iterator[Member]:
                 raise InputError("upload_encrypted", "the zip file is encrypted", where=entry.filename, hint="upload it without")
             with archive.open(entry) as content:
                 data = _bounded(content, entry.filename)
-            total += len(data)
-            if total > MAX_TOTAL_BYTES:
-                raise RefusedError("upload_bomb", f"it unpacks to more than {MAX_TOTAL_BYTES} bytes", hint="import it in parts")
+            total = _added(total, len(data))
             yield Member(entry.filename, data)
 
 
@@ -133,6 +134,16 @@ def _bounded(stream: IO[bytes], name: str) -> bytes:
     if len(data) > MAX_MEMBER_BYTES:
         raise RefusedError("upload_bomb", f"a file in it has more than {MAX_MEMBER_BYTES} bytes", where=name)
     return data
+
+
+def _added(total: int, more: int) -> int:
+    if total + more > MAX_TOTAL_BYTES:
+        raise _bomb()
+    return total + more
+
+
+def _bomb() -> RefusedError:
+    return RefusedError("upload_bomb", f"it unpacks to more than {MAX_TOTAL_BYTES} bytes", hint="import it in parts")
 
 
 def _check_count(count: int) -> None:

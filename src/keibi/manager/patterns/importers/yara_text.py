@@ -89,11 +89,16 @@ def cut(source: str) -> Cut:
 
 def _apart(text: str) -> tuple[str, str]:
     """Return the comments of a text, each on lines of its own, and what else is in it."""
-    comments = [found.group() for found in _TOKEN.finditer(text) if found.lastgroup == "comment"]
-    rest = text
-    for comment in comments:
-        rest = rest.replace(comment, " ", 1)
-    return "".join(f"{comment}\n" for comment in comments), rest.strip()
+    comments: list[str] = []
+    rest: list[str] = []
+    position = 0
+    for found in _TOKEN.finditer(text):
+        if found.lastgroup == "comment":
+            comments.append(f"{found.group()}\n")
+            rest.append(text[position : found.start()])
+            position = found.end()
+    rest.append(text[position:])
+    return "".join(comments), " ".join(rest).strip()
 
 
 def _has_more_than_comments(text: str) -> bool:
