@@ -15,7 +15,7 @@ from collections.abc import Iterable
 CAPABILITY_NUMBERS = {
     "CAP_CHOWN": 0, "CAP_DAC_OVERRIDE": 1, "CAP_DAC_READ_SEARCH": 2, "CAP_FOWNER": 3, "CAP_FSETID": 4, "CAP_KILL": 5,
     "CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_SETPCAP": 8, "CAP_LINUX_IMMUTABLE": 9, "CAP_NET_ADMIN": 12, "CAP_SYS_PTRACE": 19,
-    "CAP_SYS_ADMIN": 21, "CAP_LEASE": 28, "CAP_SETFCAP": 31,
+    "CAP_SYS_ADMIN": 21, "CAP_SYS_NICE": 23, "CAP_LEASE": 28, "CAP_SETFCAP": 31,
 }  # fmt: skip
 """From linux/capability.h."""
 
