@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from keibi.contract.commands import Command, CommandKind, CommandResult, CommandState
 from keibi.contract.names import ModuleId, new_id
-from keibi.errors import InputError, TryLaterError
+from keibi.errors import InputError, KeibiError, TryLaterError
 from keibi.manager.access.model import Principal
 from keibi.manager.agents.model import FINISHED, WAITING, SentCommand
 from keibi.manager.agents.reports import storable, storable_json
@@ -18,6 +18,7 @@ from keibi.manager.agents.signals import SignalKind, Signals
 from keibi.manager.agents.tables import CommandRecord
 from keibi.manager.audit.service import AuditService
 from keibi.manager.computers.reach import find_computer
+from keibi.manager.computers.tables import ComputerRecord
 from keibi.manager.database import Database, Scope
 from keibi.manager.paging import DEFAULT_LIMIT, Page, SortKey, page_of
 
@@ -27,6 +28,8 @@ MAX_WAITING = 100
 MAX_ARGUMENT_BYTES = 256 * 1024
 MAX_RESULT_BYTES = 4 * 1024 * 1024
 MAX_MESSAGE_CHARACTERS = 4000
+_AT_ONCE = 1000
+"""Computers in one statement."""
 
 PERMISSIONS: Mapping[CommandKind, str] = {
     CommandKind.SCAN: "commands.run",
@@ -96,47 +99,97 @@ class CommandService:
         Raises:
             As `send`, for the first computer that it holds for.
         """
-        now = self._clock()
+        asked = [(computer_id, arguments or {}) for computer_id in computer_ids]
+        with self._database.session(principal.scope()) as session:
+            sent = self._store_each(session, principal, asked, kind, module, expires_in_seconds, is_strict=True)
+        self._signals.publish(SignalKind.DUE, list(computer_ids))
+        return [one for one in sent if isinstance(one, SentCommand)]
+
+    def send_each(
+        self,
+        principal: Principal,
+        asked: Sequence[tuple[str, Mapping[str, Any]]],
+        kind: CommandKind,
+        module: ModuleId | None = None,
+        *,
+        expires_in_seconds: float = DEFAULT_SECONDS,
+    ) -> Sequence[SentCommand | KeibiError]:
+        """Give several computers something to do, each with its own arguments, and return what came of asking each.
+
+        What is wrong with one keeps no other from it: its error stands in its place.
+
+        Raises:
+            InputError: a bad expiry, or arguments that are too large.
+        """
+        with self._database.session(principal.scope()) as session:
+            answers = self._store_each(session, principal, asked, kind, module, expires_in_seconds, is_strict=False)
+        self._signals.publish(SignalKind.DUE, [one.computer_id for one in answers if isinstance(one, SentCommand)])
+        return answers
+
+    def _store_each(
+        self,
+        session: Session,
+        principal: Principal,
+        asked: Sequence[tuple[str, Mapping[str, Any]]],
+        kind: CommandKind,
+        module: ModuleId | None,
+        expires_in_seconds: float,
+        *,
+        is_strict: bool,
+    ) -> Sequence[SentCommand | KeibiError]:
         if not 1 <= expires_in_seconds <= MAX_SECONDS:
             raise InputError("expiry_invalid", f"a command lasts from 1 to {MAX_SECONDS:.0f} seconds, not {expires_in_seconds}")
-        encoded = storable_json(dict(arguments or {}))
-        if len(encoded) > MAX_ARGUMENT_BYTES:
-            raise InputError("arguments_too_large", f"the arguments have {len(encoded)} bytes, more than {MAX_ARGUMENT_BYTES}")
-        with self._database.session(principal.scope()) as session:
-            sent = [
-                self._store(session, principal, computer_id, kind, module, encoded, now, now + expires_in_seconds)
-                for computer_id in computer_ids
-            ]
-        self._signals.publish(SignalKind.DUE, list(computer_ids))
-        return sent
+        now = self._clock()
+        computer_ids = [computer_id for computer_id, _ in asked]
+        computers = _computers(session, computer_ids)
+        waiting = _waiting(session, computer_ids, now)
+        answers: dict[int, SentCommand | KeibiError] = {}
+        # Tenant by tenant: the audit trail of each is locked, and two who send at once must not wait for each other.
+        for number in sorted(range(len(asked)), key=lambda one: getattr(computers.get(asked[one][0]), "tenant_id", "")):
+            computer_id, arguments = asked[number]
+            encoded = storable_json(dict(arguments))
+            if len(encoded) > MAX_ARGUMENT_BYTES:
+                raise InputError(
+                    "arguments_too_large", f"the arguments have {len(encoded)} bytes, more than {MAX_ARGUMENT_BYTES}"
+                )
+            try:
+                computer = self._reachable(session, principal, computer_id, kind, waiting.get(computer_id, 0))
+            except KeibiError as error:
+                if is_strict:
+                    raise
+                answers[number] = error
+                continue
+            answers[number] = self._store(session, principal, computer, kind, module, encoded, now, now + expires_in_seconds)
+            waiting[computer_id] = waiting.get(computer_id, 0) + 1
+        return [answers[number] for number in range(len(asked))]
+
+    def _reachable(
+        self, session: Session, principal: Principal, computer_id: str, kind: CommandKind, waiting_count: int
+    ) -> ComputerRecord:
+        computer = find_computer(session, principal, computer_id, PERMISSIONS[kind])
+        if not computer.is_enabled:
+            raise InputError("computer_disabled", f"{computer.display_name} is disabled", hint="enable it first")
+        if waiting_count >= MAX_WAITING:
+            raise TryLaterError(
+                "commands_full", f"{waiting_count} commands wait for {computer.display_name}", hint="is its agent running?"
+            )
+        return computer
 
     def _store(
         self,
         session: Session,
         principal: Principal,
-        computer_id: str,
+        computer: ComputerRecord,
         kind: CommandKind,
         module: ModuleId | None,
         encoded: str,
         now: float,
         expires_at: float,
     ) -> SentCommand:
-        computer = find_computer(session, principal, computer_id, PERMISSIONS[kind])
-        if not computer.is_enabled:
-            raise InputError("computer_disabled", f"{computer.display_name} is disabled", hint="enable it first")
-        waiting = session.scalar(
-            select(func.count())
-            .select_from(CommandRecord)
-            .where(CommandRecord.computer_id == computer_id, CommandRecord.state.in_(WAITING), CommandRecord.expires_at > now)
-        )
-        if (waiting or 0) >= MAX_WAITING:
-            raise TryLaterError(
-                "commands_full", f"{waiting} commands wait for {computer.display_name}", hint="is its agent running?"
-            )
         record = CommandRecord(
             id=new_id(),
             tenant_id=computer.tenant_id,
-            computer_id=computer_id,
+            computer_id=computer.id,
             computer_name=computer.display_name,
             group_id=computer.group_id,
             kind=kind.value,
@@ -151,13 +204,12 @@ class CommandService:
             result="{}",
         )
         session.add(record)
-        session.flush()
         self._audit.record(
             session,
             principal,
             f"command.{kind.value}",
             "computer",
-            computer_id,
+            computer.id,
             f"Sent {kind.value} to {computer.display_name}.",
             {"command_id": record.id, "arguments": _shown(encoded)},
             tenant_id=computer.tenant_id,
@@ -285,6 +337,28 @@ class CommandService:
                 )
                 .execution_options(synchronize_session=False)
             )
+
+
+def _computers(session: Session, computer_ids: Sequence[str]) -> dict[str, ComputerRecord]:
+    """Return computers by their ids, those that there are; the session then has them, and asks for none of them again."""
+    found: dict[str, ComputerRecord] = {}
+    for start in range(0, len(computer_ids), _AT_ONCE):
+        part = computer_ids[start : start + _AT_ONCE]
+        found.update({one.id: one for one in session.scalars(select(ComputerRecord).where(ComputerRecord.id.in_(part)))})
+    return found
+
+
+def _waiting(session: Session, computer_ids: Sequence[str], now: float) -> dict[str, int]:
+    """Return how many commands wait for each computer, where any do."""
+    counts: dict[str, int] = {}
+    for start in range(0, len(computer_ids), _AT_ONCE):
+        statement = select(CommandRecord.computer_id, func.count()).where(
+            CommandRecord.computer_id.in_(computer_ids[start : start + _AT_ONCE]),
+            CommandRecord.state.in_(WAITING),
+            CommandRecord.expires_at > now,
+        )
+        counts.update({row[0]: row[1] for row in session.execute(statement.group_by(CommandRecord.computer_id))})
+    return counts
 
 
 def _shown(arguments: str) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from keibi.errors import InputError
 from keibi.manager.access.model import Principal
 from keibi.manager.agents.commands import CommandService
 from keibi.manager.agents.model import SentCommand
-from keibi.manager.computers.model import ComputerFilter, ComputerState, ComputerSummary
+from keibi.manager.computers.chosen import chosen_computers
+from keibi.manager.computers.model import ComputerState, ComputerSummary
 from keibi.manager.computers.service import ComputerService
 from keibi.manager.software.model import MaintenancePreview
 
 MODULE = ModuleId.APPLICATION_CONTROL
 MAX_MINUTES = 7 * 24 * 60
-MAX_COMPUTERS = 10_000
 MAX_NAMES = 50
 EXPIRES_SECONDS = 3600.0
 """A computer that is away for so long begins no maintenance when it comes back: nobody would expect it by then."""
@@ -65,28 +65,14 @@ class MaintenanceService:
     def _chosen(
         self, principal: Principal, computer_ids: Sequence[str], group_ids: Sequence[str], minutes: int
     ) -> list[ComputerSummary]:
-        found: dict[str, ComputerSummary] = {}
-        for computer_id in computer_ids:
-            found[computer_id] = self._computers.get(principal, computer_id)
-        for group_id in group_ids:
-            cursor: str | None = None
-            while True:
-                page = self._computers.list(principal, ComputerFilter(group_id=group_id), cursor, 1000)
-                found |= {one.computer_id: one for one in page.items}
-                cursor = page.next_cursor
-                if cursor is None:
-                    break
-        for one in found.values():
-            principal.require("software.decide", tenant_id=one.tenant_id, group_id=one.group_id)
-        if not found:
-            raise InputError("nothing_chosen", "no computer is chosen", where="computer_ids", hint="choose at least one")
-        if len(found) > MAX_COMPUTERS:
-            raise InputError("too_many_computers", f"{len(found)} computers are chosen, more than {MAX_COMPUTERS}")
         if not 0 <= minutes <= MAX_MINUTES:
             raise InputError(
                 "minutes_invalid", f"a maintenance lasts from 1 to {MAX_MINUTES} minutes, not {minutes}", where="minutes"
             )
-        return sorted((one for one in found.values()), key=lambda one: one.display_name.casefold())
+        found = chosen_computers(self._computers, principal, computer_ids, group_ids)
+        for one in found:
+            principal.require("software.decide", tenant_id=one.tenant_id, group_id=one.group_id)
+        return found
 
 
 def _names(found: Sequence[ComputerSummary], fits: Callable[[ComputerSummary], bool]) -> tuple[str, ...]:
