@@ -14,7 +14,7 @@ from typing import Any, Final
 from keibi.agent.gate import hardening
 from keibi.agent.gate.core_channel import CoreChannel, event_message, hello_message
 from keibi.agent.gate.remembering import SETTLED_SECONDS
-from keibi.agent.gate.self_test import run_self_test
+from keibi.agent.gate.self_test import layers_are_told, run_self_test
 from keibi.agent.gate.warden import Warden, WardenOptions
 
 NICE: Final = -15
@@ -189,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warden_options = WardenOptions(
         judges_directory=options.judges,
         excluded=excluded,
+        layers_are_told=layers_are_told(),
         # Where the core is a container's first process, everybody descends from it.
         own_root=os.getppid() if os.getppid() > 1 else 0,
         own_directory=excluded[0] if options.exclude else "",
@@ -206,6 +207,7 @@ def _run_private(options: argparse.Namespace, excluded: tuple[str, ...]) -> int:
     warden_options = WardenOptions(
         judges_directory=options.judges,
         excluded=excluded,
+        layers_are_told=layers_are_told(),
         only_below=point,
         is_proof=not options.plain,
         settled_seconds=options.settled,

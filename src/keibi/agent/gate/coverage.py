@@ -123,7 +123,7 @@ class Coverage:
         mounts = []
         told = set(judging.fitting((place.points[0] for place in self._places.values()), MOST_POINTS_BYTES))
         for place in self._places.values():
-            if place.points[0] not in told:
+            if place.points[0] not in told or place.is_layered:
                 continue
             permission, notification = self._masks.get(place.device, (0, 0))
             kind = "permission" if permission else "notification" if notification else "none"

@@ -274,8 +274,9 @@ class Decider:
                 self._judges.know(self._directory, message["names"])
                 self._reconnect_at = 0.0
             case "mount" if descriptor is not None:
-                device = os.fstat(descriptor).st_dev
-                self._coverage.mark(Place(message["device"], device, message["fstype"], tuple(message["points"])), descriptor)
+                device, points = os.fstat(descriptor).st_dev, tuple(message["points"])
+                place = Place(message["device"], device, message["fstype"], points, bool(message["layered"]))
+                self._coverage.mark(place, descriptor)
             case "mounts_end":
                 self._coverage.end_round()
                 self._state_at = 0.0

@@ -22,6 +22,7 @@ LOOK_SECONDS: Final = 0.2
 FOREIGN_SECONDS: Final = 1.0
 MOST_POINTS_BYTES: Final = 16 * 1024
 """Of one file system's mount points in one message. A container may make as many, with names as long, as it likes."""
+_LAYERED: Final = frozenset({"overlay"})
 _SHARE: Final = 50
 """Looking at other mount namespaces takes at most one in so many parts of a processor, however many there are."""
 
@@ -29,7 +30,8 @@ _SHARE: Final = 50
 class Follower:
     """See the module's docstring. `start` once; `serve` names the decider's socket, None while none runs."""
 
-    def __init__(self, judges_directory: str, only_below: str) -> None:
+    def __init__(self, judges_directory: str, only_below: str, *, layers_are_told: bool) -> None:
+        self._layers_are_told = layers_are_told
         self._judges_directory = judges_directory
         self._only_below = (os.fsencode(only_below),) if only_below else ()
         self._channel: socket.socket | None = None  # the thread's own
@@ -113,7 +115,15 @@ class Follower:
             if descriptor is None:
                 continue
             points = judging.fitting([judging.path_text(mount.point) for mount in group], MOST_POINTS_BYTES)
-            message: dict[str, Any] = {"type": "mount", "device": device, "fstype": group[0].type, "points": points}
+            type_ = group[0].type
+            is_layered = self._layers_are_told and type_ in _LAYERED
+            message: dict[str, Any] = {
+                "type": "mount",
+                "device": device,
+                "fstype": type_,
+                "points": points,
+                "layered": is_layered,
+            }
             try:
                 judging.send(channel, message, descriptor)
             finally:

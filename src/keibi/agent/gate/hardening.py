@@ -80,6 +80,18 @@ def mount_memory(point: bytes, options: bytes) -> None:
         raise _os_error(f"mount tmpfs at {os.fsdecode(point)}")
 
 
+def mount_overlay(directory: bytes) -> None:
+    """Mount an overlay of the directories `lower`, `upper` and `work` in a directory at its `merged`.
+
+    Raises:
+        OSError: not allowed, or the kernel has none.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    layers = b",".join(name + b"dir=" + directory + b"/" + name for name in (b"lower", b"upper", b"work"))
+    if libc.mount(b"keibi", directory + b"/merged", b"overlay", ctypes.c_ulong(0), layers) != 0:
+        raise _os_error(f"mount an overlay in {os.fsdecode(directory)}")
+
+
 def join_mounts_of(pid: int) -> None:
     """Enter another process's mount namespace; this process must have one thread.
 

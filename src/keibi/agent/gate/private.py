@@ -198,6 +198,8 @@ class PrivateGate:
 
     def _listen(self, lines: IO[bytes]) -> None:
         for line in lines:
+            if not line.endswith(b"\n"):
+                break  # it ended in the middle of a word
             message = json.loads(line)
             with self._news:
                 if message["what"] == "state":

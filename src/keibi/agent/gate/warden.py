@@ -52,6 +52,7 @@ class WardenOptions:
     state_seconds: float = 2.0  # how often the decider says how it is
     guard_scope: str = ""  # the only cgroup directory that the kernel guard looks at
     last_end: str = ""  # how the gate before this one ended, when nobody asked for that
+    layers_are_told: bool = False  # whether the kernel tells of a layer's file when that of an overlay is opened
     has_guard: bool = True  # whether the kernel guard may be loaded at all
 
 
@@ -106,7 +107,7 @@ class Warden:
         self._options = options
         self._outlet = outlet
         self._test_failure = test_failure
-        self._follower = Follower(options.judges_directory, options.only_below)
+        self._follower = Follower(options.judges_directory, options.only_below, layers_are_told=options.layers_are_told)
         agent = Agent(options.own_root, options.own_directory)
         self._guarding = Guarding(options.guard_scope, _mounted_devices() if options.guard_scope else (), agent)
         self._is_stopping = False

@@ -28,6 +28,7 @@ class Place:
     status_device: int  # st_dev of its files; btrfs subvolumes have others
     type: str
     points: tuple[str, ...]
+    is_layered: bool = False  # its files are others', and those file systems tell of them
 
     @property
     def is_network(self) -> bool:
@@ -48,7 +49,7 @@ class Wish:
 
     def covers(self, place: Place) -> bool:
         """Whether this judge is asked about files of a file system."""
-        if place.is_network and not self.terms.includes_network:
+        if place.is_layered or (place.is_network and not self.terms.includes_network):
             return False
         return not self.terms.places or any(point in self.terms.places for point in place.points)
 
