@@ -1,7 +1,7 @@
 """Maps of the kernel guard, by bpf(2) alone: what the warden and the decider tell it (`agent/linux/bpf/guard.bpf.c`)."""
 
-import contextlib
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -34,11 +34,7 @@ class Map:
 
     def get(self, key: bytes) -> bytes | None:
         """Return what stands for a key."""
-        try:
-            self._bpf(_LOOK_UP, key)
-        except FileNotFoundError:
-            return None
-        return self._value.raw
+        return None if self._bpf(_LOOK_UP, key) else self._value.raw
 
     def put(self, key: bytes, value: bytes) -> None:
         """Let a value stand for a key.
@@ -51,17 +47,20 @@ class Map:
 
     def drop(self, key: bytes) -> None:
         """Let nothing stand for a key."""
-        with contextlib.suppress(FileNotFoundError):
-            self._bpf(_DELETE, key)
+        self._bpf(_DELETE, key)
 
-    def _bpf(self, command: int, key: bytes) -> None:
+    def _bpf(self, command: int, key: bytes) -> bool:
+        """Carry out a command; returns whether there is no such key."""
         self._key.raw = key
         # The kernel refuses a value where it takes none.
         attributes = self._with_key if command == _DELETE else self._with_value
-        outcome = self._libc.syscall(self._call, ctypes.c_long(command), attributes, ctypes.c_long(_ATTRIBUTES.size))
-        if outcome < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"the guard's map {self._fd}: {os.strerror(number)}")
+        if self._libc.syscall(self._call, ctypes.c_long(command), attributes, ctypes.c_long(_ATTRIBUTES.size)) >= 0:
+            return False
+        number = ctypes.get_errno()
+        # The end of every writer drops a file that is hardly ever known: an exception would be most of what that costs.
+        if number == errno.ENOENT and command != _UPDATE:
+            return True
+        raise OSError(number, f"the guard's map {self._fd}: {os.strerror(number)}")
 
 
 def _attributes(
