@@ -54,7 +54,7 @@ def test_a_policy_may_stay_closed(judges, place):
         path = gate.write("x.txt", b"x")
         judge.kill()
         judge.wait()
-        until = time.monotonic() + 1.5
+        until = time.monotonic() + 1.2
         while time.monotonic() < until:
             assert is_refused(gate, path)
         assert suspended(gate) == []
