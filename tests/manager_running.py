@@ -1,6 +1,7 @@
 """A whole manager in this process: real database, real event store, real application, spoken to over ASGI."""
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Iterator
 
@@ -26,9 +27,10 @@ from keibi.contract.status import AgentStatus, Health, ModuleStatus
 from keibi.manager.access.passwords import Argon2Parameters
 from keibi.manager.access.service import AccessSettings
 from keibi.manager.application import make_application
-from keibi.manager.composition import Manager, make_manager
+from keibi.manager.composition import Manager, content_directory, make_manager
 from keibi.manager.config import ManagerConfig
 from keibi.manager.events.daemon import EventDaemon
+from keibi.manager.rules.catalog import ShippedRules, read_content
 from keibi.protection.catalog import MODULES
 
 QUICK = AccessSettings(argon2=Argon2Parameters(memory_kib=64, passes=1))
@@ -45,10 +47,16 @@ def shared_event_daemon(tmp_path_factory):
     daemon.stop()
 
 
+@functools.cache
+def shipped() -> ShippedRules:
+    """The shipped rules as a manager reads them when it starts, read once for all managers of a test run."""
+    return read_content(content_directory(), tries_samples=False)
+
+
 @pytest.fixture
 def manager(database_url, shared_event_daemon, tmp_path) -> Iterator[Manager]:
     """A prepared manager, on SQLite and on PostgreSQL; nothing serves it yet."""
-    made = make_manager(config_for(database_url, shared_event_daemon, tmp_path / "state"), QUICK)
+    made = make_manager(config_for(database_url, shared_event_daemon, tmp_path / "state"), QUICK, shipped())
     yield made
     made.close()
 

@@ -45,6 +45,7 @@ from keibi.manager.patterns.service import PatternService
 from keibi.manager.patterns.store import ContentStore
 from keibi.manager.policies.service import PolicyService
 from keibi.manager.policies.tables import PolicyRecord
+from keibi.manager.rules.catalog import ShippedRules
 from keibi.manager.rules.service import RuleService
 from keibi.manager.services import Services
 from keibi.manager.software.service import SoftwareService
@@ -80,8 +81,10 @@ class Manager:
         self.services.database.dispose()
 
 
-def make_manager(config: ManagerConfig, access: AccessSettings | None = None) -> Manager:
+def make_manager(config: ManagerConfig, access: AccessSettings | None = None, shipped: ShippedRules | None = None) -> Manager:
     """Prepare the state directory, the database and the event store, and make every service. Blocks for a second or two.
+
+    The shipped rules are read from the content directory unless whoever starts several managers has read them already.
 
     Raises:
         KeibiError: the directory, a key, the database, the content or the event store cannot be used, and why.
@@ -99,7 +102,7 @@ def make_manager(config: ManagerConfig, access: AccessSettings | None = None) ->
             daemon.start()
         store = EventStore(_client(config, daemon))
         store.prepare()
-        return _compose(config, access, database, token_key, box, store, daemon)
+        return _compose(config, access, shipped, database, token_key, box, store, daemon)
     except BaseException:
         if daemon is not None:
             daemon.stop()
@@ -110,6 +113,7 @@ def make_manager(config: ManagerConfig, access: AccessSettings | None = None) ->
 def _compose(
     config: ManagerConfig,
     access_settings: AccessSettings | None,
+    shipped: ShippedRules | None,
     database: Database,
     token_key: bytes,
     box: SecretBox,
@@ -122,7 +126,7 @@ def _compose(
     revocations = Revocations(database, signals)
     revocations.load()
     rules = RuleService(database, audit, config.content_directory or content_directory())
-    for problem in rules.load_shipped():
+    for problem in rules.load_shipped(shipped):
         logger.error("a shipped rule is left out: %s", problem)
     unlock_secrets = UnlockSecrets(load_or_make_key(config.path("keys", "unlock.key")))
     patterns = PatternService(database, audit, ContentStore(config.path("content")))
