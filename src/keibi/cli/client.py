@@ -174,10 +174,22 @@ class ApiClient:
             ) from error
 
 
+def segment(text: str) -> str:
+    """Return an id as one part of a path, whatever is in it.
+
+    Raises:
+        InputError: there is nothing in it.
+    """
+    if not text.strip("./ "):
+        raise InputError("id_invalid", f"{text!r} is no id", hint="the lists show them")
+    return urllib.parse.quote(text, safe="")
+
+
 def _error_of(status: int, data: bytes, where: str) -> KeibiError:
     try:
         said = json.loads(data)["error"]
         code, message, hint = str(said["code"]), str(said["message"]), str(said.get("hint", ""))
+        where = str(said.get("where", "")) or where
     except (ValueError, KeyError, TypeError):
         code, message, hint = f"http_{status}", f"the manager answered {status}", ""
     if status in (401, 403):

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from keibi.cli import local, malware, patterns, remote, software
+from keibi.cli.output import say
 from keibi.cli.up import BASE, PORT, Layout, down, status, up
 from keibi.errors import AccessError, InputError, KeibiError
 
@@ -48,11 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return action(options)
     except KeibiError as error:
-        print(f"keibi: {error.message}", file=sys.stderr)
+        say(f"keibi: {error.message}", is_problem=True)
         if error.where:
-            print(f"  where: {error.where}", file=sys.stderr)
+            say(f"  where: {error.where}", is_problem=True)
         if error.hint:
-            print(f"  hint:  {error.hint}", file=sys.stderr)
+            say(f"  hint:  {error.hint}", is_problem=True)
         return 2 if isinstance(error, InputError) else 3 if isinstance(error, AccessError) else 1
     except KeyboardInterrupt:
         return 130
@@ -204,20 +205,24 @@ def _add_patterns(group: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     load.add_argument("--name", help="of the set (default: from the file's name)")
     load.add_argument("--kind", choices=("auto", "yara", "hashes", "clamav"), help="what it is (default: as its files say)")
     load.add_argument("--licence", help="under which terms the patterns may be used")
-    load.add_argument("--description")
+    load.add_argument("--description", help="what the set is for")
     load.add_argument("--for-all", action="store_true", help="share it with all customers (provider)")
     load.add_argument("--dry-run", action="store_true", help="only show what would be taken and refused")
     load.add_argument("--strict", action="store_true", help="end with 1 when anything was refused")
     _command(group, "list", patterns.list_patterns, "list sets")
-    _command(group, "show", patterns.show_patterns, "show a set, its versions and what was refused").add_argument("name")
+    _command(group, "show", patterns.show_patterns, "show a set, its versions and what was refused").add_argument(
+        "name", help="of the set, or its id"
+    )
     back = _command(group, "rollback", patterns.roll_back, "make another version of a set current")
-    back.add_argument("name")
-    back.add_argument("version", type=int)
+    back.add_argument("name", help="of the set, or its id")
+    back.add_argument("version", type=int, help="its number, as 'show' lists it")
     use = _command(group, "assign", patterns.assign, "use a set in a policy")
-    use.add_argument("name")
+    use.add_argument("name", help="of the set, or its id")
     use.add_argument("policy", help="path ('Base > Linux'), name or id")
     use.add_argument("--remove", action="store_true", help="use it there no longer")
-    _command(group, "delete", patterns.delete, "delete a set that no policy uses").add_argument("name")
+    _command(group, "delete", patterns.delete, "delete a set that no policy uses").add_argument(
+        "name", help="of the set, or its id"
+    )
 
 
 def _paged(parser: argparse.ArgumentParser) -> None:

@@ -10,9 +10,16 @@ from datetime import datetime
 from typing import Any
 
 
+def say(text: str, *, is_problem: bool = False) -> None:
+    """Write lines of text; `is_problem` sends them to the standard error output."""
+    print(_harmless(text), file=sys.stderr if is_problem else sys.stdout)
+
+
 def show_json(value: Any) -> None:
     """Write a value as JSON, one line when nobody reads along."""
-    print(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+    text = json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
+    # Valid JSON all the same: outside of its texts there is nothing unprintable but the ends of lines.
+    print("".join(letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1] for letter in text))
 
 
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
@@ -54,8 +61,12 @@ def ago(at: float | None) -> str:
 
 def _one_line(value: object) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    return _harmless(text).replace("\n", "�").replace("\t", "�")
+
+
+def _harmless(text: str) -> str:
     # What came from a protected computer was escaped there; a terminal is not the place to rely on it.
-    return "".join(character if character.isprintable() else "�" for character in text)
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
 
 
 def _width(text: str) -> int:

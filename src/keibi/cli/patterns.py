@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from keibi.cli.client import ApiClient
-from keibi.cli.output import moment, show_fields, show_json, show_table
+from keibi.cli.output import moment, say, show_fields, show_json, show_table
 from keibi.cli.remote import client
 from keibi.errors import InputError
 
@@ -81,7 +81,7 @@ def show_patterns(options: argparse.Namespace) -> int:
             *_report_fields(one["current"]["report"]),
         ]
     )
-    print()
+    say("")
     rows = [
         (
             f"{version['number']}{' (current)' if version['is_current'] else ''}",
@@ -102,7 +102,10 @@ def roll_back(options: argparse.Namespace) -> int:
     """Make another version of a set current."""
     api = client()
     one = api.post(f"/patterns/{_set_id(api, options.name)}/return", {"number": options.version})
-    print(f"{one['name']} is at version {one['current']['number']} now")
+    if options.json:
+        show_json(one)
+    else:
+        say(f"{one['name']} is at version {one['current']['number']} now")
     return 0
 
 
@@ -111,7 +114,10 @@ def assign(options: argparse.Namespace) -> int:
     api = client()
     body = {"policy_id": _policy_id(api, options.policy), "is_assigned": not options.remove}
     done = api.post(f"/patterns/{_set_id(api, options.name)}/assign", body)
-    print(f"saved; it reaches {done['preview']['computer_count']} computers")
+    if options.json:
+        show_json(done)
+    else:
+        say(f"saved; it reaches {done['preview']['computer_count']} computers")
     return 0
 
 
@@ -119,7 +125,10 @@ def delete(options: argparse.Namespace) -> int:
     """Delete a set that no policy uses."""
     api = client()
     api.call("DELETE", f"/patterns/{_set_id(api, options.name)}")
-    print(f"deleted {options.name}")
+    if options.json:
+        show_json(None)
+    else:
+        say(f"deleted {options.name}")
     return 0
 
 
@@ -180,8 +189,8 @@ def _taken(report: dict[str, Any]) -> str:
 def _show_refused(report: dict[str, Any]) -> None:
     if not report["refused"]:
         return
-    print("\nRefused:")
+    say("\nRefused:")
     rows = [(one["where"], one["what"], one["reason"]) for one in report["refused"][:SHOWN_REFUSALS]]
     show_table(("where", "what", "why"), rows, empty="")
     if report["refused_count"] > SHOWN_REFUSALS:
-        print(f"… and {report['refused_count'] - SHOWN_REFUSALS} more; --json has up to 1,000 of them")
+        say(f"… and {report['refused_count'] - SHOWN_REFUSALS} more; --json has up to 1,000 of them")

@@ -4,11 +4,11 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from keibi.cli.client import ApiClient, Profile
-from keibi.cli.output import ago, moment, show_fields, show_json, show_table
+from keibi.cli.output import ago, moment, say, show_fields, show_json, show_table
 from keibi.errors import InputError
 
 Action = Callable[[argparse.Namespace], int]
@@ -88,7 +88,7 @@ def run_command(options: argparse.Namespace) -> int:
     if options.json:
         show_json(answer)
     else:
-        print(answer["message"] or answer["state"])
+        say(answer["message"] or answer["state"])
         if answer["result"]:
             show_json(answer["result"])
     return 0 if answer["state"] == "done" else 1
@@ -156,7 +156,7 @@ def follow(api: ApiClient, command: dict[str, Any], *, is_quiet: bool) -> dict[s
         if said and said != shown and not is_quiet and command["state"] not in _FINAL:
             shown = said
             percent = f"{command['progress']:.0%} " if command["progress"] is not None else ""
-            print(f"{percent}{said}", file=sys.stderr)
+            say(f"{percent}{said}", is_problem=True)
     return command
 
 
@@ -379,12 +379,29 @@ def find_computer_id(api: ApiClient, name: str) -> str:
     """Return the id of the computer that is meant: an id, or a name that only one has."""
     if len(name) == 32 and all(letter in "0123456789abcdef" for letter in name):
         return name
-    found = [one for one in api.get("/computers", text=name, limit=50)["items"] if name in (one["hostname"], one["display_name"])]
+    found = [one for one in every(api, "/computers", text=name) if name in (one["hostname"], one["display_name"])]
     if len(found) == 1:
         return str(found[0]["computer_id"])
     if not found:
         raise InputError("computer_unknown", f"there is no computer called {name!r}", hint="'keibi computers list' lists them")
     raise InputError("computer_ambiguous", f"{len(found)} computers are called {name!r}", hint="give the id instead")
+
+
+def rows_in(result: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return a list out of an agent's result; anything of another shape is left out, for it is the agent's word."""
+    found = result.get(name)
+    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+
+
+def every(api: ApiClient, path: str, **query: Any) -> Iterator[dict[str, Any]]:
+    """Yield all rows of a list, page by page."""
+    cursor: str | None = None
+    while True:
+        page = api.get(path, **query, limit=1000, cursor=cursor)
+        yield from page["items"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return
 
 
 def _read(path: str) -> str:

@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from keibi.cli.client import ApiClient
-from keibi.cli.output import ago, moment, show_json, show_table
-from keibi.cli.remote import client, find_computer_id, follow, show_more
+from keibi.cli.arguments import hours, whole
+from keibi.cli.client import ApiClient, segment
+from keibi.cli.output import ago, moment, say, show_json, show_table
+from keibi.cli.remote import client, find_computer_id, follow, rows_in, show_more
 from keibi.errors import InputError
 
 Action = Callable[[argparse.Namespace], int]
@@ -21,12 +22,12 @@ def add_commands(group: "argparse._SubParsersAction[argparse.ArgumentParser]", c
     changes = command(group, "changes", list_changes, "list software that appeared, changed or was blocked, newest first")
     _add_filter(changes)
     changes.add_argument("--by", choices=("hash", "computer", "bringer", "place"), default="hash", help="how to group")
-    changes.add_argument("--limit", type=int, default=50)
+    changes.add_argument("--limit", type=whole(1, 1000), default=50, help="rows of a page, up to 1000 (default 50)")
     changes.add_argument("--cursor", help="where the former page ended")
     for verb in ("allow", "block"):
         made = command(group, verb, decide, f"{verb} software, after a preview; --yes does it")
         made.add_argument("sha256", nargs="*", help="SHA-256 of contents")
-        made.add_argument("--package", action="append", default=[], metavar="NAME[@ORIGIN]")
+        made.add_argument("--package", action="append", default=[], metavar="NAME[@ORIGIN]", help="unchanged files of a package")
         made.add_argument("--path", dest="patterns", action="append", default=[], metavar="PATTERN", help="such as /opt/shop/**")
         made.add_argument("--anybody", action="store_true", help="allow paths also where others than root can write")
         made.add_argument("--interpreter", action="append", default=[], metavar="PATTERN", help="its inline code")
@@ -39,7 +40,7 @@ def add_commands(group: "argparse._SubParsersAction[argparse.ArgumentParser]", c
         made.add_argument("--yes", action="store_true", help="do it")
         made.set_defaults(verb=verb)
     decisions = command(group, "decisions", list_decisions, "list what was decided, newest first")
-    decisions.add_argument("--limit", type=int, default=50)
+    decisions.add_argument("--limit", type=whole(1, 1000), default=50, help="rows of a page, up to 1000 (default 50)")
     decisions.add_argument("--cursor", help="where the former page ended")
     back = command(group, "undo", undo, "undo a decision, after a preview; --yes does it")
     back.add_argument("decision", help="the decision's id")
@@ -47,17 +48,17 @@ def add_commands(group: "argparse._SubParsersAction[argparse.ArgumentParser]", c
     rulesets = command(group, "rulesets", list_rulesets, "list rulesets, or the entries of one")
     rulesets.add_argument("ruleset", nargs="?", help="the id of one")
     rulesets.add_argument("--text", help="only entries with this text")
-    rulesets.add_argument("--limit", type=int, default=50)
+    rulesets.add_argument("--limit", type=whole(1, 1000), default=50, help="rows of a page, up to 1000 (default 50)")
     rulesets.add_argument("--cursor", help="where the former page ended")
     maintenance = command(group, "maintenance", set_maintenance, "begin, lengthen or end maintenance of computers")
     maintenance.add_argument("computers", nargs="+", metavar="COMPUTER", help="names or ids")
-    maintenance.add_argument("--minutes", type=int, default=60, help="how long (default 60)")
+    maintenance.add_argument("--minutes", type=whole(1, 7 * 24 * 60), default=60, help="how long (default 60)")
     maintenance.add_argument("--end", action="store_true", help="end it")
     maintenance.add_argument("--dry-run", action="store_true", help="only say which computers it reaches")
     inventory = command(group, "inventory", show_inventory, "search a computer's inventory, or have it taken anew")
     inventory.add_argument("computer", help="name or id")
     inventory.add_argument("text", nargs="?", default="", help="a part of a path, package or hash")
-    inventory.add_argument("--limit", type=int, default=200)
+    inventory.add_argument("--limit", type=whole(1, 1000), default=200, help="rows of a page, up to 1000 (default 200)")
     inventory.add_argument("--after", default="", help="where the former page ended")
     inventory.add_argument("--rebuild", action="store_true", help="take it anew: what is there now becomes trusted")
     code = command(group, "unlock-code", make_unlock_code, "make the code that frees a computer without a network")
@@ -92,7 +93,7 @@ def list_changes(options: argparse.Namespace) -> int:
         empty="Nothing waits for a decision." if options.standing == "open" else "No software fits.",
     )
     if page["total"]:
-        print(f"\n{page['total']} in all")
+        say(f"\n{page['total']} in all")
     show_more(page)
     return 0
 
@@ -124,7 +125,7 @@ def decide(options: argparse.Namespace) -> int:
         else:
             past = "allowed" if options.verb == "allow" else "blocked"
             count = len(made["entries"])
-            print(
+            say(
                 f"{past} {count} item(s) on {made['computer_count']} computer(s); undo: keibi software undo {made['decision_id']}"
             )
         return 0
@@ -133,7 +134,7 @@ def decide(options: argparse.Namespace) -> int:
         show_json(preview)
         return 0
     _show_preview(preview)
-    print(f"\nNothing was changed. With --yes they are {'allowed' if options.verb == 'allow' else 'blocked'}.")
+    say(f"\nNothing was changed. With --yes they are {'allowed' if options.verb == 'allow' else 'blocked'}.")
     return 0
 
 
@@ -164,20 +165,20 @@ def list_decisions(options: argparse.Namespace) -> int:
 def undo(options: argparse.Namespace) -> int:
     """Show what undoing a decision would do, and do it with --yes."""
     api = client()
-    where = f"/software/decisions/{options.decision}/undo"
+    where = f"/software/decisions/{segment(options.decision)}/undo"
     if options.yes:
         done = api.post(where, {})
         if options.json:
             show_json(done)
         else:
-            print(f"undone: {len(done['entries'])} item(s)")
+            say(f"undone: {len(done['entries'])} item(s)")
         return 0
     preview = api.post(f"{where}/preview")
     if options.json:
         show_json(preview)
         return 0
-    print(f"It reaches {preview['computer_count']} computer(s): {', '.join(preview['computer_names'])}")
-    print("\nNothing was changed. With --yes it is undone.")
+    say(f"It reaches {preview['computer_count']} computer(s): {', '.join(preview['computer_names'])}")
+    say("\nNothing was changed. With --yes it is undone.")
     return 0
 
 
@@ -202,7 +203,7 @@ def list_rulesets(options: argparse.Namespace) -> int:
         ]
         show_table(("id", "does", "entries", "computers", "policies", "title"), rows, empty="No rulesets.")
         return 0
-    where = f"/software/rulesets/{options.ruleset}/entries"
+    where = f"/software/rulesets/{segment(options.ruleset)}/entries"
     page = api.get(where, text=options.text, limit=options.limit, cursor=options.cursor)
     if options.json:
         show_json(page)
@@ -225,10 +226,10 @@ def set_maintenance(options: argparse.Namespace) -> int:
         if options.json:
             show_json(preview)
             return 0
-        print(f"It reaches {preview['computer_count']} computer(s): {', '.join(preview['computer_names'])}")
+        say(f"It reaches {preview['computer_count']} computer(s): {', '.join(preview['computer_names'])}")
         for name, words in (("offline_names", "not online now"), ("without_names", "application control is off")):
             if preview[name]:
-                print(f"  {words}: {', '.join(preview[name])}")
+                say(f"  {words}: {', '.join(preview[name])}")
         return 0
     ended = [follow(api, sent, is_quiet=True) for sent in api.post("/software/maintenance", body)]
     if options.json:
@@ -248,7 +249,7 @@ def show_inventory(options: argparse.Namespace) -> int:
         if options.json:
             show_json(done)
         else:
-            print(done["message"] or done["state"])
+            say(done["message"] or done["state"])
         return 0 if done["state"] == "done" else 1
     arguments = {"text": options.text, "after": options.after, "limit": options.limit}
     answer = follow(api, api.post(where, {"kind": "list_software", "module": MODULE, "arguments": arguments}), is_quiet=True)
@@ -260,18 +261,18 @@ def show_inventory(options: argparse.Namespace) -> int:
         return 0
     rows = [
         (
-            one["path"],
-            one["kind"],
-            one["state"] + (f" ({one['trusted_by']})" if one["trusted_by"] else ""),
-            (one["package"] or {}).get("name", "") or one["process"],
-            one["sha256"][:16],
+            one.get("path"),
+            one.get("kind"),
+            f"{one.get('state')} ({one['trusted_by']})" if one.get("trusted_by") else one.get("state"),
+            (one.get("package") or {}).get("name", "") or one.get("process"),
+            str(one.get("sha256"))[:16],
         )
-        for one in result["items"]
+        for one in rows_in(result, "items")
     ]
     show_table(("path", "kind", "standing", "from", "sha256"), rows, empty="Nothing in the inventory fits.")
-    print(f"\n{result['total_count']} in the inventory, {result['unrecognised_count']} unrecognised")
-    if result["next"]:
-        print(f"More: --after {result['next']}")
+    say(f"\n{result.get('total_count')} in the inventory, {result.get('unrecognised_count')} unrecognised")
+    if result.get("next"):
+        say(f"More: --after {result['next']}")
     return 0
 
 
@@ -282,7 +283,7 @@ def make_unlock_code(options: argparse.Namespace) -> int:
     if options.json:
         show_json(answer)
     else:
-        print(answer["code"])
+        say(answer["code"])
     return 0
 
 
@@ -291,12 +292,12 @@ def _add_filter(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--standing", choices=STANDINGS, default="open", help="default: what nobody has decided on")
     parser.add_argument("--computer", help="name or id")
     parser.add_argument("--process", help="the program that brought it")
-    parser.add_argument("--user")
+    parser.add_argument("--user", help="who brought it, or ran it")
     parser.add_argument("--path", help="exactly, or below it when it ends in /")
     parser.add_argument("--file", help="the last part of the path; * stands for anything")
-    parser.add_argument("--package")
+    parser.add_argument("--package", help="the package that it belongs to, or that brought it")
     parser.add_argument("--hash", help="the SHA-256, or its beginning")
-    parser.add_argument("--hours", type=float, help="only the last so many hours")
+    parser.add_argument("--hours", type=hours, help="only the last so many hours")
 
 
 def _filter(api: ApiClient, options: argparse.Namespace) -> dict[str, Any]:
@@ -316,17 +317,17 @@ def _filter(api: ApiClient, options: argparse.Namespace) -> dict[str, Any]:
 
 def _show_preview(preview: dict[str, Any]) -> None:
     for entry in preview["new_entries"][:20]:
-        print(f"  {entry['kind']:12}{_entry(entry)}")
+        say(f"  {entry['kind']:12}{_entry(entry)}")
     if len(preview["new_entries"]) > 20:
-        print(f"  and {len(preview['new_entries']) - 20} more")
+        say(f"  and {len(preview['new_entries']) - 20} more")
     if preview["known_count"]:
-        print(f"  {preview['known_count']} are in the ruleset already")
-    print(f"Into {', '.join(preview['rule_ids'])}, used by {', '.join(name for _, name in preview['policies'])}.")
+        say(f"  {preview['known_count']} are in the ruleset already")
+    say(f"Into {', '.join(preview['rule_ids'])}, used by {', '.join(name for _, name in preview['policies'])}.")
     for line in preview["change"]["lines"]:
-        print(f"  {line['sentence']['en']}")
-    print(f"It reaches {preview['change']['computer_count']} computer(s): {', '.join(preview['change']['computer_names'])}")
+        say(f"  {line['sentence']['en']}")
+    say(f"It reaches {preview['change']['computer_count']} computer(s): {', '.join(preview['change']['computer_names'])}")
     if preview["off_count"]:
-        print(f"On {preview['off_count']} of these computers application control is switched off: nothing happens there.")
+        say(f"On {preview['off_count']} of these computers application control is switched off: nothing happens there.")
 
 
 def _package(text: str) -> dict[str, str]:
