@@ -24,7 +24,7 @@ from keibi.manager.computers.api import alarms_router, groups_router, overview_r
 from keibi.manager.computers.api import router as computers_router
 from keibi.manager.console.routes import build_routes
 from keibi.manager.events.api import router as events_router
-from keibi.manager.http_answers import answer, collect_definitions
+from keibi.manager.http_answers import answer, collect_definitions, describe_errors
 from keibi.manager.http_errors import http_exception, invalid_request, keibi_error, unexpected
 from keibi.manager.http_guard import RequestGuard
 from keibi.manager.loop_lag import LoopLag
@@ -114,6 +114,7 @@ def make_application(manager: Manager) -> FastAPI:
         document = describe()
         if is_new:
             collect_definitions(document)
+            describe_errors(document)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -5,6 +5,8 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
+from keibi.manager.http_errors import ERROR_SCHEMA
+
 DEFINITIONS = "x-definitions"
 """Where `answers` leaves the schemas that its own refers to, until `collect_definitions` puts them in one place."""
 _REFERENCE = "#/components/schemas/{name}"
@@ -29,3 +31,17 @@ def collect_definitions(document: dict[str, Any]) -> None:
         for operation in operations.values():
             for response in operation.get("responses", {}).values():
                 schemas.update(response.pop(DEFINITIONS, {}))
+
+
+def describe_errors(document: dict[str, Any]) -> None:
+    """Say in an OpenAPI document what the answers that are errors look like: ours, and not the framework's own."""
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    schemas["Error"] = dict(ERROR_SCHEMA)
+    content = {"application/json": {"schema": {"$ref": _REFERENCE.format(name="Error")}}}
+    for operations in document.get("paths", {}).values():
+        for operation in operations.values():
+            responses = operation.setdefault("responses", {})
+            responses.pop("422", None)
+            responses["default"] = {"description": "An error, and what to do about it", "content": content}

@@ -20,6 +20,30 @@ from keibi.manager.access.model import NotSignedInError
 
 logger = logging.getLogger("keibi.http")
 
+ERROR_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "title": "Error",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["code", "message", "where", "hint"],
+            "properties": {
+                "code": {"type": "string", "description": "stable, for programs"},
+                "message": {"type": "string", "description": "what is wrong, with the value"},
+                "where": {"type": "string", "description": "in which field, file or object; may be empty"},
+                "hint": {"type": "string", "description": "what to do; may be empty"},
+                "problems": {
+                    "type": "array",
+                    "items": {"type": "object"},
+                    "description": "all that is wrong, where it is more than one thing",
+                },
+            },
+        }
+    },
+}
+"""What every answer with a status of 400 and more holds, as OpenAPI describes it."""
+
 _CONFLICTS = ("_exists", "_conflict")
 
 

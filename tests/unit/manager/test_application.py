@@ -182,6 +182,12 @@ def test_the_description_names_every_answer_and_is_whole(client):
             assert operation.get("summary"), (method, path)
             success = [response for code, response in operation["responses"].items() if code.startswith("2")]
             assert success, (method, path)
+            described = operation["responses"]["default"]["content"]["application/json"]["schema"]
+            assert described == {"$ref": "#/components/schemas/Error"}, (method, path)
+            assert "422" not in operation["responses"], (method, path)
+    needed = schemas["Error"]["properties"]["error"]["required"]
+    for wrong in (client.get("/api/v1/computers"), client.get("/api/v1/nothing"), client.post("/api/v1/auth/sign-in", json={})):
+        assert set(wrong.json()["error"]) >= set(needed)
 
 
 def test_a_forwarded_address_is_believed_of_trusted_proxies_only():
