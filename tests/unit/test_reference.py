@@ -72,3 +72,16 @@ def test_links_between_pages_lead_somewhere():
 def test_the_page_of_ways_round_says_what_the_tests_hold():
     check = subprocess.run([sys.executable, ROOT / "scripts/ways_round.py", "--check"], check=False)
     assert check.returncode == 0, "out of date: python scripts/ways_round.py"
+
+
+def test_every_test_that_the_threat_model_names_exists():
+    text = (ROOT / "docs/threat-model.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert sum(1 for _, name in named if name) > 40
+    missing = [
+        f"{path}::{name}"
+        for path, name in named
+        if not (ROOT / path).exists()
+        or (name and not re.search(rf"^(?:async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE))
+    ]
+    assert missing == []
