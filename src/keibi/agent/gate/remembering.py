@@ -1,7 +1,7 @@
 """When a verdict may be remembered, and when a mark in the kernel may stand for it.
 
-A verdict is remembered for a file that nobody has open for writing and that has not changed within two seconds: its times
-then tell any later change (times of two changes in quick succession can be equal). A store through a shared mapping does not
+A verdict is remembered for a file that nobody has open for writing and that has been at rest for a while: its times then tell
+any later change (times of two changes in quick succession can be equal). A store through a shared mapping does not
 clear an ignore mark of the kernel. So one is set only where root alone could make such a store.
 """
 
@@ -11,6 +11,9 @@ import stat
 from typing import Final
 
 SETTLED_SECONDS: Final = 2.0
+"""Some file systems note whole seconds only, or every other one."""
+FINE_SETTLED_SECONDS: Final = 0.1
+"""Where parts of a second are noted, they are of a clock that ticks at least a hundred times a second."""
 
 
 def has_no_writer(descriptor: int) -> bool:
@@ -28,6 +31,8 @@ def has_no_writer(descriptor: int) -> bool:
 
 def is_settled(status: os.stat_result, now: float, seconds: float = SETTLED_SECONDS) -> bool:
     """Return whether the file's last change is long enough ago to be told from the next one."""
+    if status.st_ctime_ns % 1_000_000_000:
+        seconds = min(seconds, FINE_SETTLED_SECONDS)
     return status.st_ctime < now - seconds
 
 
