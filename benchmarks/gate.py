@@ -8,14 +8,15 @@ asks one judge in the benchmark's own process, which allows everything at once: 
 scanner's. A ratio is the median over the rounds, of means without the slowest tenth.
 
 *Known*: judged before. Of root: a mark in the kernel stands for the verdict. Of another user: the gate answers from memory
-each time. *Unknown*: the first opening of a small file, with the question to the judge. clamonacc with prevention runs with
-clamd and one signature. fapolicyd marks every mount and cannot be confined to one, so it is not run here.
+each time. *Unknown*: the first opening of a small file, with the question to the judge (`judges.py` has the real ones). clamonacc
+with prevention runs with clamd and one signature; fapolicyd in a box of its own (`_fapolicyd.py`), where all it watches is the box.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import pathlib
 import shutil
 import signal
 import statistics
@@ -27,6 +28,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from _box import make_tree, running_box
+from _fapolicyd import measure_in
 from keibi.agent.gate.judging import EXEC, OPEN, PREVENT, Terms
 from keibi.agent.gate.private import PrivateGate, call_in_mounts_of
 from keibi.agent.judge_server import Asked, JudgeServer
@@ -350,6 +353,24 @@ def measure_clamonacc(scratch: str, rounds: int, table: Table) -> None:
                     process.wait()
 
 
+def measure_fapolicyd(scratch: str, rounds: int, table: Table) -> None:
+    """Fill the table's rows of fapolicyd, in a box of its own."""
+    if not shutil.which("mmdebstrap"):
+        print("fapolicyd: its box is made by mmdebstrap, which is not installed, so not measured")
+        return
+    directory = pathlib.Path(scratch, "fapolicyd")
+    directory.mkdir()
+    program = tiny_program(scratch)
+    make_tree(directory / "tree.tar")
+    with running_box(directory, directory / "tree.tar") as box:
+        without, with_it = measure_in(box, program, max(1, rounds // 2))
+    for what in ("open", "exec"):
+        name = "known open, of root" if what == "open" else "known exec"
+        table.add(name, "ramfs", without[what]["/plain"], None)
+        table.add(name, "tmpfs", without[what]["/guarded"], without[what]["/plain"])
+        table.add(name, "fapolicyd", with_it[what]["/guarded"], with_it[what]["/plain"])
+
+
 def met(value: float, goal: float) -> str:
     return "met" if value <= goal else "MISSED"
 
@@ -368,10 +389,7 @@ def main() -> int:
     try:
         measure_gate(scratch, options.rounds, table, options.files)
         measure_clamonacc(scratch, options.rounds, table)
-        is_there = "installed" if shutil.which("fapolicyd") else "not installed"
-        print(
-            f"fapolicyd: {is_there}; it marks every mount of its namespace and cannot be confined to one, so it is not run here"
-        )
+        measure_fapolicyd(scratch, options.rounds, table)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if options.json:
