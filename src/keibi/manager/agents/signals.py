@@ -6,6 +6,8 @@ arrive, and losing the connection to PostgreSQL for a while costs only time.
 
 import logging
 import secrets
+import selectors
+import socket
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -22,7 +24,6 @@ CHANNEL = "keibi"
 MAX_IDS = 150
 """Ids in one notification: PostgreSQL takes at most 8,000 bytes."""
 RECONNECT_SECONDS = 2.0
-LISTEN_SECONDS = 1.0
 
 logger = logging.getLogger("keibi.signals")
 
@@ -54,6 +55,7 @@ class Signals:
         self._heard: dict[SignalKind, list[Heard]] = defaultdict(list)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._wake: socket.socket | None = None
         self.is_listening = threading.Event()
 
     def subscribe(self, kind: SignalKind, heard: Heard) -> None:
@@ -80,12 +82,15 @@ class Signals:
     def start(self) -> None:
         """Begin to listen to other managers; does nothing on SQLite, where there are none."""
         if self._database.is_postgresql and self._thread is None:
-            self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+            self._wake, woken = socket.socketpair()
+            self._thread = threading.Thread(target=self._listen, args=(woken,), name="signals", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """Stop listening."""
+        """Stop listening, at once."""
         self._stop.set()
+        if self._wake is not None:
+            self._wake.close()  # which the thread sees as something to read
         if self._thread is not None:
             self._thread.join()
 
@@ -93,20 +98,24 @@ class Signals:
         for heard in self._heard[kind]:
             heard(ids)
 
-    def _listen(self) -> None:
+    def _listen(self, woken: socket.socket) -> None:
         address = self._database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
         while not self._stop.is_set():
             try:
-                with psycopg.connect(address, autocommit=True) as connection:
+                with psycopg.connect(address, autocommit=True) as connection, selectors.DefaultSelector() as selector:
+                    selector.register(connection, selectors.EVENT_READ)
+                    selector.register(woken, selectors.EVENT_READ)
                     connection.execute(f"LISTEN {CHANNEL}")
                     self.is_listening.set()
                     while not self._stop.is_set():
-                        for notification in connection.notifies(timeout=LISTEN_SECONDS):
+                        for notification in connection.notifies(timeout=0):
                             self._take(notification.payload)
+                        selector.select()
             except psycopg.Error as error:
                 logger.warning("lost the connection that listens to other managers: %s", error)
             self.is_listening.clear()
             self._stop.wait(RECONNECT_SECONDS)
+        woken.close()
 
     def _take(self, payload: str) -> None:
         try:
