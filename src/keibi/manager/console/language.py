@@ -1,5 +1,6 @@
 """Catalogues of translations, read from `.po` files as they are: there is no step between editing one and seeing it."""
 
+import functools
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,8 +37,9 @@ class Catalogue:
         return singular if number == 1 else plural
 
 
+@functools.cache
 def load_catalogue(language: str, directory: pathlib.Path = LOCALE_DIRECTORY) -> Catalogue:
-    """Return the catalogue of a language; only translations that are not marked fuzzy count."""
+    """Return the catalogue of a language; only translations that are not marked fuzzy count. It is read once."""
     path = directory / f"{language}.po"
     if not path.exists():
         return Catalogue(language)
