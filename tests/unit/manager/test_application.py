@@ -5,12 +5,13 @@ import threading
 
 import pytest
 
-from keibi.contract.names import new_id
 from keibi.errors import AccessError, InputError, RefusedError, TryLaterError
 from keibi.manager.access.model import NotSignedInError
 from keibi.manager.http_errors import status_of
 from keibi.manager.http_guard import client_address
 from tests.manager_running import administrator
+
+UNKNOWN_ID = "0" * 31 + "1"
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def test_every_answer_has_the_headers_that_make_browsers_careful(api):
         ("GET", "/api/v1/computers?limit=100000", None, 422, "request_invalid"),
         ("GET", "/api/v1/computers?cursor=junk", None, 400, "cursor_invalid"),
         ("GET", "/api/v1/computers?sort=evil", None, 400, "sort_invalid"),
-        ("GET", f"/api/v1/computers/{new_id()}", None, 404, "computer_not_found"),
+        ("GET", f"/api/v1/computers/{UNKNOWN_ID}", None, 404, "computer_not_found"),
         ("POST", "/api/v1/groups", b'{"name": "a\\u0000b"}', 400, "group_name"),
         (
             "POST",

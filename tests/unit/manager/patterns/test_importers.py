@@ -314,6 +314,7 @@ def test_bombs_cost_no_more_than_the_cap(monkeypatch):
         (b"7z\xbc\xaf\x27\x1c" + bytes(100), "set.7z", "upload_kind"),
         ("rule a { condition: true }".encode("utf-16"), "wide.yar", "import_empty"),
     ],
+    ids=["nothing", "no rule", "cut zip", "cut gzip", "7z", "utf-16"],
 )
 def test_what_cannot_be_read_says_so(data, name, code):
     with pytest.raises(KeibiError) as caught:
