@@ -1,7 +1,7 @@
 """A small Debian on a tmpfs of its own, in mount and process namespaces of its own, for benchmarks that hold up files.
 
-Nothing of the computer's own file systems is mounted in it, so no mark that is set in it can hold up anything outside. The agent in
-it may not load anything into the kernel (seccomp), and all programs end with the box.
+Nothing of the computer's own file systems is mounted in it, so no mark that is set in it can hold up anything outside. The
+agent in it may not load anything into the kernel (seccomp), and all programs end with the box.
 """
 
 import contextlib

@@ -35,7 +35,8 @@ fapolicyd-cli --file add /usr
 fapolicyd-cli --file add /opt
 fapolicyd-cli --file add /guarded
 fapolicyd-cli --file add /plain
-cp /usr/share/fapolicyd/sample-rules/42-trusted-elf.rules /usr/share/fapolicyd/sample-rules/95-allow-open.rules /etc/fapolicyd/rules.d
+cd /usr/share/fapolicyd/sample-rules
+cp 42-trusted-elf.rules 95-allow-open.rules /etc/fapolicyd/rules.d
 fagenrules --load
 """
 _MEASURE = """

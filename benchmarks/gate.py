@@ -8,8 +8,9 @@ asks one judge in the benchmark's own process, which allows everything at once: 
 scanner's. A ratio is the median over the rounds, of means without the slowest tenth.
 
 *Known*: judged before. Of root: a mark in the kernel stands for the verdict. Of another user: the gate answers from memory
-each time. *Unknown*: the first opening of a small file, with the question to the judge (`judges.py` has the real ones). clamonacc
-with prevention runs with clamd and one signature; fapolicyd in a box of its own (`_fapolicyd.py`), where all it watches is the box.
+each time. *Unknown*: the first opening of a small file, with the question to the judge (`judges.py` has the real ones).
+clamonacc with prevention runs with clamd and one signature; fapolicyd in a box of its own (`_fapolicyd.py`), which is all that it
+watches.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python benchmarks/judges.py --rounds 3
 
-The real workers answer a gate on a private mount, as for a policy that prevents; anti-malware has the shipped rules. *Open*: a text
-file of 4 kB. *Script*: a file that begins with #!. *Exec*: a program of 5 kB that application control does not know, so that it is
-refused and an event is written first. Every round has fresh files, which have been at rest for a while. With `--busy`, as many
-other programs as there are cores do nothing but compute meanwhile.
+The real workers answer a gate on a private mount, as for a policy that prevents; anti-malware has the shipped rules. *Open*: a
+text file of 4 kB. *Script*: a file that begins with #!. *Exec*: a program of 5 kB that application control does not know, so
+that it is refused and an event is written first. Every round has fresh files, which have been at rest for a while. With
+`--busy`, as many other programs as there are cores do nothing but compute meanwhile.
 """
 
 import argparse

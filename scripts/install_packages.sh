@@ -7,7 +7,7 @@ declare -A needs=(
   [run]="python3-venv python3-dev gcc libc6-dev libssl-dev libbpf1 libbpf-dev clang llvm procps ca-certificates"
   [test]="chromium postgresql fonts-noto-cjk git util-linux e2fsprogs
           clamav-daemon zip unzip p7zip-full"
-  [bench]="aide postgresql yara clamav clamav-daemon clamdscan fapolicyd"
+  [bench]="aide postgresql yara clamav clamav-daemon clamdscan mmdebstrap"
   [vm]="qemu-system-x86 cpio"
 )
 
