@@ -53,6 +53,8 @@ WHAT: Mapping[str, str] = MappingProxyType(
         "software.would_block": N_("%(subject)s would have been blocked"),
         "software.appeared": N_("The software %(subject)s appeared"),
         "software.changed": N_("The software %(subject)s changed"),
+        "software.distrusted": N_("%(subject)s was trusted, and a threat was found in it"),
+        "software.trusted_again": N_("%(subject)s is trusted again"),
         "software.overdue": N_("No verdict on %(subject)s came in time"),
         "software.inline_code": N_("%(subject)s ran code that is in no file"),
         "inventory.finished": N_("The inventory of software was taken"),

@@ -14,7 +14,10 @@ from keibi.manager.software.known import KnownSoftware, TenantRulesets
 from keibi.manager.software.model import Bringer, ChangeFilter, ChangeGroup, GroupBy, PackageName, Standing
 from keibi.protection.application_control.events import Kind, ReasonCode
 
-KINDS = (Kind.APPEARED, Kind.CHANGED, Kind.BLOCKED, Kind.WOULD_BLOCK, Kind.INLINE_CODE)
+KINDS = (
+    *(Kind.APPEARED, Kind.CHANGED, Kind.BLOCKED, Kind.WOULD_BLOCK, Kind.INLINE_CODE),
+    *(Kind.DISTRUSTED, Kind.TRUSTED_AGAIN),
+)
 RECOGNISED = (
     ReasonCode.INVENTORY,
     ReasonCode.TRUSTED_UPDATER,
@@ -28,7 +31,7 @@ _STANDINGS = (Standing.OPEN, Standing.ALLOWED, Standing.BLOCKED, Standing.RECOGN
 _RECORD = (
     "Tuple(sha256 String, size UInt64, file_type String, reason_code String, state String, repeat_count UInt64, is_proof Bool,"
     " package Tuple(name String, version String, origin String, signer String),"
-    " brought_by Tuple(user String, process String, package String))"
+    " brought_by Tuple(user String, process String, package String), threat String)"
 )
 _KEYS: dict[str, str] = {
     # Code without a file is of its interpreter, which is no software that anybody brought.
@@ -43,12 +46,17 @@ _ROW_COLUMNS = f"""tenant_id, computer_id, event_id, kind, subject, user, uid, l
     record.6 AS repeat_count, record.7 AS is_proof, record.8.1 AS package_name, record.8.2 AS package_version,
     record.8.3 AS package_origin, record.8.4 AS package_signer, record.9 AS brought,
     [brought.1, brought.2, brought.3] AS bringer,
-    reason_code = 'inline_code' AS is_inline"""
+    reason_code = 'inline_code' AS is_inline, record.10 AS threat"""
 
 
 _DIGEST = "lower(hex(sipHash128(key)))"
 """Stands for a key in cursors: a key is made of paths, which may be as long as they like."""
-_STANDING = "multiIf(min(row_standing) = 0, 0, max(row_standing = 2), 2, max(row_standing = 1), 1, 3) AS standing"
+_IS_TRUSTED_AGAIN = f"max(said) = 0 AND uniqExact(record.1) = 1 AND argMax(toString(kind), detected_at) = '{Kind.TRUSTED_AGAIN}'"
+"""Nobody has decided, and the last that was told is that its threat was allowed."""
+_STANDING = (
+    f"multiIf({_IS_TRUSTED_AGAIN}, 3, min(row_standing) = 0, 0, max(row_standing = 2), 2, max(row_standing = 1), 1, 3)"
+    " AS standing"
+)
 _GROUP_COLUMNS = f"""SELECT tenant_id, key, {_DIGEST} AS key_digest, {_STANDING},
     if(uniqExact(rows.sha256) = 1, any(rows.sha256), '') AS sha256, argMax(rows.size, detected_at) AS size,
     argMax(rows.file_type, detected_at) AS file_type,
@@ -65,6 +73,7 @@ _GROUP_COLUMNS = f"""SELECT tenant_id, key, {_DIGEST} AS key_digest, {_STANDING}
     arraySort(groupUniqArrayIf({MAX_SHOWN})(bringer, arrayStringConcat(bringer) != '')) AS bringers,
     arraySort(groupUniqArray({MAX_SHOWN})(toString(kind))) AS kinds,
     arraySort(groupUniqArray({MAX_SHOWN})(reason_code)) AS reason_codes,
+    arraySort(groupUniqArrayIf({MAX_SHOWN})(threat, threat != '')) AS threats,
     argMax(lower(hex(event_id)), detected_at) AS last_event_id"""
 
 
@@ -101,6 +110,7 @@ class _Row(msgspec.Struct):
     bringers: list[list[str]]
     kinds: list[str]
     reason_codes: list[str]
+    threats: list[str]
     last_event_id: str
 
 
@@ -303,6 +313,7 @@ def _group(row: _Row) -> ChangeGroup:
         bringers=tuple(Bringer(*one) for one in row.bringers),
         kinds=tuple(row.kinds),
         reason_codes=tuple(code for code in row.reason_codes if code),
+        threats=tuple(row.threats),
         last_event_id=row.last_event_id,
     )
 

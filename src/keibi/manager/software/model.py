@@ -86,6 +86,7 @@ class ChangeGroup(msgspec.Struct, frozen=True, kw_only=True):
     bringers: tuple[Bringer, ...]
     kinds: tuple[str, ...]
     reason_codes: tuple[str, ...]
+    threats: tuple[str, ...]  # that anti-malware found in it
     last_event_id: str
 
 

@@ -35,6 +35,7 @@ class Standing(StrEnum):
     TRUSTED = "trusted"
     CHANGED = "changed"  # the path is known with another content
     UNRECOGNISED = "unrecognised"  # it was seen, and nobody trusts it
+    MALICIOUS = "malicious"  # anti-malware found a threat in the content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class Facts:
     uid: int = 0
     standing: Standing = Standing.UNKNOWN
     trusted_by: ReasonCode = ReasonCode.INVENTORY  # how it became trusted: INVENTORY, TRUSTED_UPDATER or MAINTENANCE
+    threat: str = ""  # what anti-malware found in the content
     floor: str = ""  # why it must never be blocked; "" when it may
     has_writer: bool = False
     inline: InlineKind | None = None  # then the file is the interpreter
@@ -77,6 +79,9 @@ class Verdict:
         if self.rule is not None:
             return self.rule.severity
         return Severity.HIGH if self.would_block and not self.is_allowed else Severity.MEDIUM
+
+
+_BY_CONTENT = "by its content"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ class CompiledRules:
         """Return the rule that decides about a file and what of it matched, or None when none speaks of it."""
         for rule, size in self.hashes.get(facts.sha256, ()):
             if size is None or size == facts.size:
-                return rule, "by its content"
+                return rule, _BY_CONTENT
         if facts.package is not None:
             if (rule_ := _first(self.packages, facts)) is not None:
                 return rule_, f"by its package {facts.package.name}"
@@ -153,6 +158,9 @@ def judge(facts: Facts, rules: CompiledRules, *, prevents: bool) -> Verdict:
         rule, how = found
         if rule.action is RuleAction.BLOCK:
             return Verdict(False, True, ReasonCode.BLOCK_RULE, f"is blocked {how}", rule)
+        if facts.standing is Standing.MALICIOUS and how != _BY_CONTENT:
+            # Whoever allows a package or a folder does not mean this; whoever allows the content knows it.
+            return _malicious(facts, prevents)
         return _unless_written(Verdict(True, False, ReasonCode.ALLOW_RULE, f"is allowed {how}", rule), facts, rules, prevents)
     match facts.standing:
         case Standing.TRUSTED:
@@ -160,6 +168,8 @@ def judge(facts: Facts, rules: CompiledRules, *, prevents: bool) -> Verdict:
             return _unless_written(verdict, facts, rules, prevents)
         case Standing.CHANGED:
             return _unrecognised(ReasonCode.CHANGED, "has changed since the inventory was taken", rules, prevents)
+        case Standing.MALICIOUS:
+            return _malicious(facts, prevents)
         case _:
             return _unrecognised(ReasonCode.UNRECOGNISED, "is not recognised", rules, prevents)
 
@@ -208,6 +218,11 @@ def _unrecognised(code: ReasonCode, reason: str, rules: CompiledRules, prevents:
     if rules.settings.unrecognised is Unrecognised.ALLOW:
         return Verdict(True, False, ReasonCode.UNRECOGNISED_ALLOWED, f"{reason}, and allowed until a rule blocks it")
     return Verdict(not prevents, True, code, reason)
+
+
+def _malicious(facts: Facts, prevents: bool) -> Verdict:
+    # Also where what is not recognised is allowed until somebody blocks it: anti-malware is that somebody.
+    return Verdict(not prevents, True, ReasonCode.MALWARE, f"holds {facts.threat or 'a threat'}, which anti-malware found")
 
 
 def _first(globs: Iterable[_Glob], facts: Facts) -> Rule | None:

@@ -13,6 +13,8 @@ class Kind(StrEnum):
     WOULD_BLOCK = "software.would_block"  # detect mode: prevent would have blocked it
     APPEARED = "software.appeared"
     CHANGED = "software.changed"
+    DISTRUSTED = "software.distrusted"  # it was trusted or about to be, and anti-malware found a threat in it
+    TRUSTED_AGAIN = "software.trusted_again"  # somebody allowed the threat, or it is not found any more
     OVERDUE = "software.overdue"  # no verdict in time, answered by the settings
     INLINE_CODE = "software.inline_code"  # reported and let run
     INVENTORY_FINISHED = "inventory.finished"
@@ -34,8 +36,9 @@ class FileKind(StrEnum):
 
 
 class ReasonCode(StrEnum):
-    """`details.reason_code`: why a verdict is as it is. The first six can block."""
+    """`details.reason_code`: why a verdict is as it is. The first seven can block."""
 
+    MALWARE = "malware"  # anti-malware found a threat in the content
     UNRECOGNISED = "unrecognised"
     CHANGED = "changed"  # the inventory knows the path with another content
     BLOCK_RULE = "block_rule"
@@ -81,6 +84,7 @@ class ApplicationRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     rule_id: str = ""
     state: str = ""  # "trusted" or "unrecognised": what the inventory holds of it after this event
     source: str = ""  # "real-time", "inventory" (found by building or checking it)
+    threat: str = ""  # what anti-malware found in the content
     process_chain: list[dict[str, Any]] = []
     inline: str = ""  # "command", "stdin" or "odd_name"
     command_line: str = ""  # inline code, cut

@@ -164,3 +164,18 @@ def test_a_hundred_thousand_changes_are_no_limit(sqlite_world):
     page = world.software.changes(world.alice, ChangeFilter(standing=Standing.OPEN))
     assert page.total == 100_000
     assert time.monotonic() - began_at < 10  # measured: 0.7 seconds
+
+
+def test_what_held_a_threat_waits_with_its_name_until_somebody_allows_the_threat(sqlite_world):
+    world = sqlite_world
+    computer = world.world.computer("web-1")
+    world.tell(
+        computer,
+        a_change("/opt/bad", name="bad", ago=60, kind="software.distrusted", reason_code="malware", threat="Test.Marker"),
+        a_change("/opt/free", name="free", ago=60, kind="software.distrusted", reason_code="malware", threat="Test.Other"),
+        a_change("/opt/free", name="free", kind="software.trusted_again", reason_code="inventory", state="trusted"),
+    )
+    (waiting,) = found(world, standing=Standing.OPEN)
+    assert (waiting.paths, waiting.threats, waiting.reason_codes) == (("/opt/bad",), ("Test.Marker",), ("malware",))
+    (free,) = found(world, standing=Standing.RECOGNISED)
+    assert free.paths == ("/opt/free",)

@@ -138,6 +138,18 @@ def test_without_a_rule_the_inventory_decides(standing):
     assert not lenient.would_block
 
 
+@pytest.mark.parametrize("unrecognised", list(Unrecognised))
+def test_what_holds_a_threat_does_not_run_whatever_the_setting_says_unless_its_content_is_allowed(unrecognised):
+    settings = ApplicationControlSettings(unrecognised=unrecognised)
+    of = facts(standing=Standing.MALICIOUS, threat="Test.Marker", package=PACKAGE, is_root_writable_only=True)
+    found = verdict(of, settings=settings)
+    assert (found.is_allowed, found.reason_code) == (False, ReasonCode.MALWARE)
+    assert found.reason == "holds Test.Marker, which anti-malware found"
+    assert verdict(of, settings=settings, prevents=False).is_allowed
+    for kind, entry in ENTRIES.items():
+        assert verdict(of, rule(RuleAction.ALLOW, entry), settings=settings).is_allowed is (kind == "hash"), kind
+
+
 def test_the_floor_holds_against_every_rule():
     blocks = [rule(RuleAction.BLOCK, entry, name=f"ac-{kind}") for kind, entry in ENTRIES.items()]
     of = facts(package=PACKAGE, is_root_writable_only=True, floor="is needed to sign in")
@@ -227,11 +239,13 @@ def model(of: Facts, written: list[tuple[RuleAction, list[Entry]]], prevents: bo
         actions = {action for action, some in written for one in some if type(one) is rank and _says(one, action, of)}
         if RuleAction.BLOCK in actions:
             return False
+        if actions and of.standing is Standing.MALICIOUS and rank is not HashEntry:
+            return not prevents
         if actions:
             return _trusted(of, prevents, blocks_unknown)
     if of.standing is Standing.TRUSTED:
         return _trusted(of, prevents, blocks_unknown)
-    return not (prevents and blocks_unknown)
+    return not (prevents and (blocks_unknown or of.standing is Standing.MALICIOUS))
 
 
 def _trusted(of: Facts, prevents: bool, blocks_unknown: bool) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from keibi.agent.modules.application_control.building import Job, Outcome, Pass
+from keibi.agent.modules.application_control.examiner_link import ExaminerLink
 from keibi.agent.modules.application_control.inventory import Inventory
 from keibi.agent.modules.application_control.packages import Packages
 from keibi.agent.modules.application_control.policies import Policy
@@ -37,10 +38,12 @@ class Builder:
         packages: Packages,
         teller: Teller,
         policy: Callable[[], Policy | None],
+        link: ExaminerLink,
         *,
         roots: Sequence[bytes],
         own_directory: bytes,
-        on_progress: Callable[[Job, int, float | None, bytes], None],
+        on_progress: Callable[[Job, str, float | None], None],
+        on_trust_changed: Callable[[], None],
         on_end: Callable[[Ended], None],
     ) -> None:
         self.running: Job | None = None
@@ -48,9 +51,11 @@ class Builder:
         self._packages = packages
         self._teller = teller
         self._policy = policy
+        self._link = link
         self._roots = roots
         self._own = own_directory
         self._on_progress = on_progress
+        self._on_trust_changed = on_trust_changed
         self._on_end = on_end
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -116,10 +121,12 @@ class Builder:
                 self._teller,
                 policy,
                 job,
+                self._link,
+                on_trust_changed=self._on_trust_changed,
                 roots=self._roots,
                 own_directory=self._own,
                 is_cancelled=lambda: self._is_cancelled,
-                on_progress=lambda count, share, path: self._on_progress(job, count, share, path),
+                on_progress=lambda how_far, share: self._on_progress(job, how_far, share),
             )
             return Ended(job, one.run())
         except (OSError, sqlite3.Error) as error:

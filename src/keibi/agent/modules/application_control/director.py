@@ -16,7 +16,9 @@ from keibi.agent.gate.judging import GateState, Told
 from keibi.agent.judge_server import JudgeServer
 from keibi.agent.modules.application_control import commands, policies
 from keibi.agent.modules.application_control.builder import Builder, Ended
-from keibi.agent.modules.application_control.building import BUILT_SETTING, Job
+from keibi.agent.modules.application_control.building import BUILT_SETTING, Job, Outcome
+from keibi.agent.modules.application_control.examined import Counts
+from keibi.agent.modules.application_control.examiner_link import ExaminerLink
 from keibi.agent.modules.application_control.interpreters import Interpreters
 from keibi.agent.modules.application_control.inventory import Inventory
 from keibi.agent.modules.application_control.judge import InForce, Judge
@@ -24,13 +26,18 @@ from keibi.agent.modules.application_control.lasting import Lasting
 from keibi.agent.modules.application_control.packages import Packages
 from keibi.agent.modules.application_control.policies import Policy
 from keibi.agent.modules.application_control.reporting import Reporter
-from keibi.agent.modules.application_control.status import Condition, status_of
+from keibi.agent.modules.application_control.status import Condition, said_of_scan, status_of
 from keibi.agent.modules.application_control.telling import Teller
 from keibi.agent.modules.application_control.updaters import Patience, Updaters
+from keibi.agent.modules.application_control.vetting import Vetting
 from keibi.agent.ports import (
     Answer,
     Applied,
     Configure,
+    Examine,
+    Examined,
+    ExaminerIs,
+    FollowThreats,
     FromWorker,
     Observed,
     Overflowed,
@@ -38,6 +45,7 @@ from keibi.agent.ports import (
     Run,
     Stop,
     Stored,
+    ThreatsNoted,
     ToWorker,
     Watch,
     WatchRoots,
@@ -49,10 +57,10 @@ from keibi.contract.policy import ModuleState
 from keibi.contract.status import ModuleStatus
 from keibi.errors import InputError, KeibiError
 from keibi.protection.application_control.events import Kind
-from keibi.protection.base import escape_name
 
 STEP_SECONDS = 0.2
 REPORT_SECONDS = 10.0
+PROGRESS_SECONDS = 2.0
 PACKAGES_SECONDS = 10.0
 REPEAT_SECONDS = 10.0
 CHECKPOINT_SECONDS = 2.0
@@ -100,6 +108,8 @@ class Director:
         self._policy: Policy | None = None
         self._teller = Teller(book, reporter)
         self._patience = Patience()
+        self._link = ExaminerLink(send)
+        self._vetting = Vetting(inventory, self._teller, self._link, send, forget_verdicts=judge.forget)
         self._ended: deque[Ended] = deque()
         self._gates: list[GateState] = []
         self._is_inventory_there = inventory.setting(BUILT_SETTING) is not None
@@ -108,9 +118,11 @@ class Director:
             packages,
             self._teller,
             lambda: self._policy,
+            self._link,
             roots=roots,
             own_directory=own_directory,
             on_progress=self._goes_on,
+            on_trust_changed=judge.forget,
             on_end=self._has_ended,
         )
         self._progress = ""
@@ -121,11 +133,15 @@ class Director:
         self._repeat: tuple[float, Job] | None = None
         self._has_lost = False
         self._stored_through = 0
-        self._next_report_at = 0.0
+        self._next_report_at = self._reported_at = 0.0
         self._next_packages_at = 0.0
         self._next_checkpoint_at = 0.0
         self._reported: ModuleStatus | None = None
         judge.forget_verdicts = server.forget
+
+    @property
+    def _is_on(self) -> bool:
+        return self._policy is not None and self._policy.state is not ModuleState.OFF
 
     # --- called by other threads
 
@@ -149,8 +165,11 @@ class Director:
         """Note that written files were not looked at."""
         self._has_lost = True
 
-    def _goes_on(self, job: Job, count: int, share: float | None, path: bytes) -> None:
-        self._progress = f"{count:,} programs, libraries and scripts, now {escape_name(path)}"
+    def _goes_on(self, job: Job, how_far: str, share: float | None) -> None:
+        self._progress = how_far if share is None else f"{share * 100:.0f} %, {how_far}"
+        if not self._is_inventory_there:
+            # Somebody waits for it.
+            self._next_report_at = min(self._next_report_at, self._reported_at + PROGRESS_SECONDS)
         if job.command_id:
             self._send(Answer(CommandResult(job.command_id, CommandState.RUNNING, self._progress, share, at=time.time())))
 
@@ -195,8 +214,8 @@ class Director:
             self._trouble = f"the inventory cannot be written: {error}"
             self._report()
             time.sleep(1.0)
-            if message is not None and isinstance(message, Configure):
-                self._inbox.put(message)  # nothing else would ever bring this generation again
+            if message is not None and isinstance(message, Configure | ThreatsNoted):
+                self._inbox.put(message)  # nothing else would ever bring this generation, or these notes, again
         if time.monotonic() >= self._next_report_at:
             self._report()
         return True
@@ -211,9 +230,17 @@ class Director:
                 self._command(message.command)
             case Stored():
                 self._stored_through = max(self._stored_through, message.through)
+            case ExaminerIs():
+                self._vetting.take_examiner(message)
+                self._report()
+            case Examined():
+                self._link.take(message)
+            case ThreatsNoted():
+                self._vetting.take_threats(message, is_told=self._is_on)
+                self._report()
             case Stop():
                 return False
-            case Overflowed() | WatchRoots():
+            case Overflowed() | WatchRoots() | Examine() | FollowThreats():
                 return True
         return True
 
@@ -226,7 +253,7 @@ class Director:
             text = str(error) if isinstance(error, KeibiError) else f"the policy cannot be read: {error}"
             self._send(Applied(message.generation, text))
             return
-        was_on = self._policy is not None and self._policy.state is not ModuleState.OFF
+        was_on = self._is_on
         self._policy, self.generation = policy, message.generation
         self._put_in_force()
         self._send(Applied(message.generation))
@@ -267,6 +294,9 @@ class Director:
                 self._repeat = (time.monotonic() + REPEAT_SECONDS, Job(job.kind))
             self._report()
             return
+        if job.kind == "examine":
+            self._end_examination(outcome)
+            return
         self._problems = outcome.problems
         self._last_check_at = time.time()
         is_first = not self._is_inventory_there
@@ -276,18 +306,33 @@ class Director:
             "drift_count": outcome.drift_count,
             "gone_count": outcome.gone_count,
             "problem_count": len(outcome.problems),
+            "examined_count": outcome.examined_count,
+            "threat_count": outcome.threat_count,
+            "unexamined_reason": outcome.unexamined,
             "seconds": round(outcome.seconds, 3),
         }
         message = (
             f"{outcome.software_count:,} programs, libraries and scripts are in the inventory; {outcome.read_count:,} were read "
             f"in {outcome.seconds:.1f} s, {outcome.drift_count:,} are new or changed."
         )
+        if job.trusts:
+            message += said_of_scan(outcome)
+            self._vetting.pass_ended(outcome)
         if job.kind != "check" or outcome.drift_count:
             self._reporter.tell(Kind.INVENTORY_FINISHED, Severity.LOW, message, reason=job.kind)
         self._is_inventory_there = True
         if is_first or job.kind == "rebuild":
             self._put_in_force()
         self._answer(job.command_id, CommandState.DONE, message, result)
+        self._report()
+
+    def _end_examination(self, outcome: Outcome) -> None:
+        if outcome.trusted_count:
+            self._put_in_force()
+        if outcome.examined_count:
+            message = f"What was trusted unscanned was looked at again.{said_of_scan(outcome)}"
+            self._reporter.tell(Kind.INVENTORY_FINISHED, Severity.LOW, message, reason="examine")
+        self._vetting.pass_ended(outcome)
         self._report()
 
     def _look(self) -> None:
@@ -307,6 +352,8 @@ class Director:
         if self._repeat is not None and time.monotonic() >= self._repeat[0]:
             job, self._repeat = self._repeat[1], None
             self._builder.ask(job)
+        if self._is_on and self._is_inventory_there and self._builder.is_idle() and self._vetting.wants_examination():
+            self._builder.ask(Job("examine"))
         if time.monotonic() >= self._next_packages_at and self._policy is not None and self._builder.is_idle():
             self._next_packages_at = time.monotonic() + PACKAGES_SECONDS
             self._fill_packages()
@@ -342,7 +389,10 @@ class Director:
         match command.kind:
             case CommandKind.LIST_SOFTWARE:
                 self._answer(
-                    command.command_id, CommandState.DONE, "", commands.list_software(self._inventory, command.arguments)
+                    command.command_id,
+                    CommandState.DONE,
+                    "",
+                    commands.list_software(self._inventory, self._vetting.examinations, command.arguments),
                 )
             case CommandKind.BUILD_INVENTORY:
                 self._builder.ask(Job("rebuild" if self._is_inventory_there else "build", command.command_id))
@@ -409,8 +459,10 @@ class Director:
             self._send(emit)
 
     def _report(self) -> None:
-        self._next_report_at = time.monotonic() + REPORT_SECONDS
-        is_on = self._policy is not None and self._policy.state is not ModuleState.OFF
+        self._reported_at = time.monotonic()
+        self._next_report_at = self._reported_at + REPORT_SECONDS
+        is_on = self._is_on
+        examined = self._vetting.counts() if is_on and self._is_inventory_there else Counts()
         condition = Condition(
             generation=self.generation,
             policy=self._policy,
@@ -422,13 +474,15 @@ class Director:
             gates=[state for state in self._gates if not state.is_proof],
             maintenance_minutes=self._maintenance.minutes_left,
             unlocked_minutes=self._unlocked.minutes_left,
+            examined=examined,
+            unexamined_reason=self._vetting.reason,
         )
-        status = status_of(condition, self._metrics() if is_on else {})
+        status = status_of(condition, self._metrics(examined) if is_on else {})
         if status != self._reported:
             self._reported = status
             self._send(Report(status))
 
-    def _metrics(self) -> dict[str, float]:
+    def _metrics(self, examined: Counts) -> dict[str, float]:
         total, unrecognised = self._inventory.count()
         with self._inventory.lock:
             waiting = self._inventory.outbox.waiting_count()
@@ -436,6 +490,9 @@ class Director:
             "worker_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
             "software_count": float(total),
             "unrecognised_count": float(unrecognised),
+            "unexamined_count": float(examined.unexamined),
+            "partly_examined_count": float(examined.partly_examined),
+            "malicious_count": float(examined.malicious),
             "outbox_waiting_count": float(waiting),
             "judged_count": float(self._judge.judged_count),
             "denied_count": float(self._judge.denied_count),

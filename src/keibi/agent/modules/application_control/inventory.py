@@ -2,12 +2,13 @@
 
 Trust belongs to content: a trusted file may be renamed, linked or copied. A path that was known with another content is
 *changed*. Rows that a private gate brought (a proof, a test) are kept apart and trust nothing outside of it.
+The content of a known threat is never trusted, whoever puts it in; what was scanned is the table of `examined.py`.
 """
 
 import os
 import sqlite3
 import threading
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from keibi.errors import RefusedError, TryLaterError
 from keibi.protection.application_control.engine import Standing
 from keibi.protection.application_control.events import FileKind, PackageRecord, ReasonCode
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS setting (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -30,7 +31,18 @@ CREATE TABLE IF NOT EXISTS software (
     PRIMARY KEY (path, is_proof)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS software_by_inode ON software (inode, device);
 CREATE INDEX IF NOT EXISTS software_by_content ON software (sha256, is_trusted, is_proof);
+CREATE TABLE IF NOT EXISTS examined (
+    sha256 BLOB PRIMARY KEY, threat TEXT NOT NULL, gap TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS examined_threats ON examined (at) WHERE threat<>'';
+CREATE VIEW IF NOT EXISTS to_examine AS SELECT path, sha256, size, is_trusted FROM software
+    WHERE is_proof=0 AND package='' AND trusted_by IN ('inventory', 'maintenance')
+    AND NOT EXISTS (SELECT 1 FROM examined e WHERE e.sha256=software.sha256);
+CREATE VIEW IF NOT EXISTS with_threat AS SELECT path, sha256, size, is_trusted FROM software
+    WHERE is_proof=0 AND sha256 IN (SELECT sha256 FROM examined WHERE threat<>'');
+CREATE VIEW IF NOT EXISTS to_examine_again AS SELECT * FROM to_examine UNION ALL SELECT * FROM with_threat;
 """
+_FROM_FIRST = "UPDATE software SET trusted_by='unrecognised' WHERE is_trusted=0"
+"""Schema 1 said nothing by it where a file was not trusted."""
 
 _PUT = "INSERT OR REPLACE INTO software VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
@@ -51,6 +63,12 @@ class Software:
     process: str = ""
     previous_sha256: str = ""  # what the path held before, when that was trusted and this is not
     is_proof: bool = False
+    threat: str = ""  # that its content is known to hold; no column
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether it would be trusted, but holds a threat or waits to be scanned."""
+        return not self.is_trusted and self.trusted_by is not ReasonCode.UNRECOGNISED
 
 
 class Inventory:
@@ -63,15 +81,20 @@ class Inventory:
         # Else it is done by whichever commit comes next, and a held process would wait for the disk (`checkpoint`).
         connection.execute("PRAGMA wal_autocheckpoint=0")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version not in (0, SCHEMA_VERSION):
+        if version not in (0, 1, SCHEMA_VERSION):
             raise RefusedError("inventory_foreign", f"the inventory has schema {version}, and this agent knows {SCHEMA_VERSION}")
         connection.executescript(_SCHEMA)
+        if version == 1:
+            connection.execute(_FROM_FIRST)
         connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         # A proof that did not end in order left nothing worth keeping.
         connection.execute("DELETE FROM software WHERE is_proof=1")
         self.outbox = Outbox(connection)
         self._checkpointed = 0  # after how many changes
         self._counted: tuple[int, int, int] | None = None  # after how many changes, and what
+        (self.path,) = connection.execute("SELECT file FROM pragma_database_list WHERE name='main'").fetchone()
+        rows = connection.execute("SELECT sha256, threat FROM examined WHERE threat<>''").fetchall()
+        self._threats: dict[str, str] = {sha256.hex(): threat for sha256, threat in rows}
 
     @classmethod
     def open(cls, path: str) -> tuple["Inventory", str]:
@@ -81,7 +104,7 @@ class Inventory:
             TryLaterError: the disk is full or cannot be written.
         """
         try:
-            return cls(_connect(path)), ""
+            return cls(connect(path)), ""
         except (sqlite3.DatabaseError, RefusedError) as error:
             if isinstance(error, sqlite3.OperationalError) and "malformed" not in str(error):
                 raise TryLaterError("inventory_not_writable", f"the inventory cannot be opened: {error}", where=path) from error
@@ -90,7 +113,7 @@ class Inventory:
             for suffix in ("-wal", "-shm"):
                 if os.path.exists(path + suffix):
                     os.unlink(path + suffix)
-            return cls(_connect(path)), f"the inventory was damaged ({error}), lies at {aside} now and is built anew"
+            return cls(connect(path)), f"the inventory was damaged ({error}), lies at {aside} now and is built anew"
 
     def close(self) -> None:
         """Close the database."""
@@ -101,10 +124,9 @@ class Inventory:
         """Bring what was written from the log into the database; by another connection, so that nobody waits for the disk."""
         with self.lock:
             changes = self.connection.total_changes
-            (path,) = self.connection.execute("SELECT file FROM pragma_database_list WHERE name='main'").fetchone()
         if changes != self._checkpointed:
             self._checkpointed = changes
-            with closing(_connect(path)) as other:
+            with closing(connect(self.path)) as other:
                 other.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     @contextmanager
@@ -143,7 +165,7 @@ class Inventory:
             row = self.connection.execute(
                 "SELECT * FROM software WHERE path=? AND is_proof<=? ORDER BY is_proof DESC", (path, is_proof)
             ).fetchone()
-        return None if row is None else _software(row)
+        return None if row is None else self._software(row)
 
     def content_of(self, key: FileKey) -> str:
         """Return the SHA-256 of a file that has not changed since it was read; "" when it has or is not known."""
@@ -161,12 +183,14 @@ class Inventory:
                 "SELECT * FROM software WHERE sha256=? AND is_trusted=1 AND is_proof<=? ORDER BY package='' LIMIT 1",
                 (bytes.fromhex(sha256), is_proof),
             ).fetchone()
-        return None if row is None else _software(row)
+        return None if row is None else self._software(row)
 
     def standing(self, path: bytes, sha256: str, *, is_proof: bool = False) -> tuple[Standing, Software | None]:
         """Return what is known of a content at a path, and the file that makes it known."""
         if not sha256:
             return Standing.UNKNOWN, None
+        if sha256 in self._threats:
+            return Standing.MALICIOUS, self.at(path, is_proof=is_proof)
         if (known := self.trusted(sha256, is_proof=is_proof)) is not None:
             return Standing.TRUSTED, known
         here = self.at(path, is_proof=is_proof)
@@ -175,6 +199,30 @@ class Inventory:
         if here.sha256 != sha256:
             return Standing.CHANGED if here.is_trusted else Standing.UNRECOGNISED, here
         return Standing.CHANGED if here.previous_sha256 else Standing.UNRECOGNISED, here
+
+    def threat_of(self, sha256: str) -> str:
+        """Return the threat that a content is known to hold; "" for none."""
+        return self._threats.get(sha256, "")
+
+    @property
+    def threat_count(self) -> int:
+        """How many contents are known to hold a threat."""
+        return len(self._threats)
+
+    def set_threat(self, sha256: str, threat: str) -> None:
+        """Judge a content by this threat from now on, "" for none; its row in `examined` is the caller's."""
+        if threat:
+            self._threats[sha256] = threat
+        else:
+            self._threats.pop(sha256, None)
+
+    def files_of(self, sha256: str) -> list[Software]:
+        """Return files with a content, without those of private gates."""
+        with self.lock:
+            rows = self.connection.execute(
+                "SELECT * FROM software WHERE sha256=? AND is_proof=0 LIMIT 100", (bytes.fromhex(sha256),)
+            ).fetchall()
+        return [self._software(row) for row in rows]
 
     def paths_of(self, sha256: str) -> list[bytes]:
         """Return where a content lies, the files of private gates with it."""
@@ -208,13 +256,13 @@ class Inventory:
                 "(?='' OR instr(path, ?) OR instr(package, ?) OR hex(sha256) LIKE ?) ORDER BY path LIMIT ?",
                 (after, text, raw, text, f"{text}%", limit),
             ).fetchall()
-        return [_software(row) for row in rows]
+        return [self._software(row) for row in rows]
 
     # --- changing
 
     def put(self, files: Sequence[Software]) -> None:
-        """Add files, in place of what was at their paths."""
-        rows = [_row(file) for file in files]
+        """Add files, in place of what was at their paths. One with the content of a threat is not trusted, whatever it says."""
+        rows = [_row(file, is_trusted=file.is_trusted and file.sha256 not in self._threats) for file in files]
         with self.lock:
             self.connection.executemany(_PUT, rows)
 
@@ -260,7 +308,10 @@ class Inventory:
                 "SELECT * FROM software WHERE trusted_by=? AND package='' AND is_proof=0 LIMIT ?",
                 (str(ReasonCode.TRUSTED_UPDATER), limit),
             ).fetchall()
-        return [_software(row) for row in rows]
+        return [self._software(row) for row in rows]
+
+    def _software(self, row: tuple[Any, ...]) -> Software:
+        return _software(row, self._threats)
 
 
 def fingerprint_of(key: FileKey, is_trusted: bool) -> int:
@@ -268,21 +319,22 @@ def fingerprint_of(key: FileKey, is_trusted: bool) -> int:
     return hash(key) << 1 | is_trusted
 
 
-def _connect(path: str) -> sqlite3.Connection:
+def connect(path: str) -> sqlite3.Connection:
+    """Return a connection of one's own, which waits for no lock of this process."""
     return sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5.0)
 
 
-def _row(file: Software) -> tuple[object, ...]:
+def _row(file: Software, *, is_trusted: bool) -> tuple[object, ...]:
     package = file.package or PackageRecord("")
     key = file.key
     return (
         file.path, file.is_proof, _signed(key.device), _signed(key.inode), key.size, key.modified_ns, key.changed_ns,
-        bytes.fromhex(file.sha256), str(file.kind), file.is_trusted, str(file.trusted_by), package.name, package.version,
+        bytes.fromhex(file.sha256), str(file.kind), is_trusted, str(file.trusted_by), package.name, package.version,
         package.origin, package.signer, file.first_seen_at, file.user, file.process, bytes.fromhex(file.previous_sha256),
     )  # fmt: skip
 
 
-def _software(row: tuple[Any, ...]) -> Software:
+def _software(row: tuple[Any, ...], threats: Mapping[str, str]) -> Software:
     (path, is_proof, device, inode, size, modified, changed, sha256, kind, is_trusted, trusted_by, package, version, origin,
      signer, first_seen_at, user, process, previous) = row  # fmt: skip
     return Software(
@@ -298,6 +350,7 @@ def _software(row: tuple[Any, ...]) -> Software:
         process=process,
         previous_sha256=previous.hex(),
         is_proof=bool(is_proof),
+        threat=threats.get(sha256.hex(), ""),
     )
 
 

@@ -102,6 +102,11 @@ class Judge:
         self._in_force = in_force
         self._fine = {}
 
+    def forget(self) -> None:
+        """Look at everything anew from now on, here and in the gates. Any thread may call."""
+        self._fine = {}
+        self.forget_verdicts()
+
     def is_fine(self, question: Question) -> bool:
         """Whether a question that holds nobody needs no look: the same file was found fine. Any thread may ask."""
         return not question.is_held and question.event == EXEC and question.key in self._fine
@@ -215,7 +220,7 @@ class Judge:
         trusted_by = looked.known.trusted_by if looked.known is not None else ReasonCode.INVENTORY
         standing = looked.standing
         trusts_packages = policy.settings.trust_package_manager and looked.is_root_writable_only
-        if standing is not Standing.TRUSTED and looked.package is not None and trusts_packages:
+        if standing not in (Standing.TRUSTED, Standing.MALICIOUS) and looked.package is not None and trusts_packages:
             # Installed while nobody watched: the package database knows it, and only root could have put it there.
             standing, trusted_by = Standing.TRUSTED, ReasonCode.TRUSTED_UPDATER
         uid, user = 0, ""
@@ -233,6 +238,7 @@ class Judge:
             uid=uid,
             standing=standing,
             trusted_by=trusted_by,
+            threat=self._inventory.threat_of(looked.sha256),
             floor=self._floor.reason(
                 question.path,
                 looked.sha256,
@@ -353,6 +359,7 @@ class Judge:
         if not content or (before is not None and before.sha256 == content and before.is_trusted):
             return
         updater = in_force.updaters.of(question.pid, path)
+        threat = self._inventory.threat_of(content)
         known = self._inventory.trusted(content, is_proof=question.is_proof)
         trusted_by = _trusted_by(updater, self._maintenance.is_on, known)
         actor = self._book.actor(question.pid)
@@ -364,7 +371,7 @@ class Judge:
             key=kept_key(key, writers),
             sha256=content,
             kind=kind,
-            is_trusted=trusted_by is not None,
+            is_trusted=trusted_by is not None and not threat,
             trusted_by=trusted_by or ReasonCode.UNRECOGNISED,
             package=known.package if known is not None else None,
             first_seen_at=time.time(),
@@ -372,12 +379,13 @@ class Judge:
             process=updater.process if updater is not None and not actor.process else actor.process,
             previous_sha256="" if trusted_by is not None else former,
             is_proof=question.is_proof,
+            threat=threat,
         )
-        is_new_trust = trusted_by is not None and known is None and self._inventory.has_unrecognised(content)
+        is_new_trust = software.is_trusted and known is None and self._inventory.has_unrecognised(content)
         with self._inventory.transaction():
             self._inventory.put([software])
             is_told = policy.settings.report_drift and known is None
-            is_told = is_told and (trusted_by is None or policy.settings.report_package_changes)
+            is_told = is_told and (not software.is_trusted or policy.settings.report_package_changes)
             is_agents = policy.settings.protect_agent and self._floor.is_agents(path)
             if is_told or is_agents:
                 self._teller.drift(software, former, actor, question.pid, source="real-time", is_agents=is_agents)
@@ -402,11 +410,12 @@ class Judge:
             sha256=looked.sha256,
             kind=looked.kind,
             is_trusted=is_trusted,
-            trusted_by=verdict.reason_code if is_trusted and verdict.reason_code in _TRUSTING else ReasonCode.INVENTORY,
+            trusted_by=_noted_by(verdict, is_trusted=is_trusted),
             package=looked.package,
             first_seen_at=time.time(),
             previous_sha256="" if is_trusted else former,
             is_proof=question.is_proof,
+            threat=self._inventory.threat_of(looked.sha256),
         )
         in_force = self.in_force
         with self._inventory.transaction():
@@ -416,6 +425,12 @@ class Judge:
 
 
 _TRUSTING = (ReasonCode.INVENTORY, ReasonCode.TRUSTED_UPDATER, ReasonCode.MAINTENANCE)
+
+
+def _noted_by(verdict: Verdict, *, is_trusted: bool) -> ReasonCode:
+    if not is_trusted:
+        return ReasonCode.UNRECOGNISED
+    return verdict.reason_code if verdict.reason_code in _TRUSTING else ReasonCode.INVENTORY
 
 
 def _as_code(looked: Looked, facts: Facts, verdict: Verdict, policy: Policy) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from keibi.agent.gate.judging import GateState
+from keibi.agent.modules.application_control.building import Outcome
+from keibi.agent.modules.application_control.examined import Counts
 from keibi.agent.modules.application_control.policies import Policy
 from keibi.contract.names import ModuleId
 from keibi.contract.policy import ModuleState
@@ -24,6 +26,8 @@ class Condition:
     gates: Sequence[GateState]  # without private ones
     maintenance_minutes: float
     unlocked_minutes: float
+    examined: Counts
+    unexamined_reason: str
 
 
 def status_of(condition: Condition, metrics: dict[str, float]) -> ModuleStatus:
@@ -34,6 +38,7 @@ def status_of(condition: Condition, metrics: dict[str, float]) -> ModuleStatus:
         return ModuleStatus(module, health, condition.trouble, condition.generation)
     not_enforced = _not_enforced(condition, policy)
     health, message = _health(condition, len(not_enforced))
+    message = "; ".join(part for part in (message, _unexamined(condition)) if part)
     return ModuleStatus(module, health, message, condition.generation, len(policy.known.rules), not_enforced, metrics)
 
 
@@ -71,6 +76,10 @@ def _health(condition: Condition, not_enforced_count: int) -> tuple[Health, str]
         return Health.WARNING, f"unlocked for another {condition.unlocked_minutes:.0f} minutes: nothing is blocked"
     if condition.damage:
         return Health.WARNING, condition.damage
+    if condition.examined.malicious:
+        count = condition.examined.malicious
+        files = "1 file holds" if count == 1 else f"{count:,} files hold"
+        return Health.WARNING, f"{files} malware and {'is' if count == 1 else 'are'} not trusted; see the software changes"
     if not_enforced_count:
         return Health.WARNING, f"{not_enforced_count} parts of the policy do not run here"
     if condition.maintenance_minutes:
@@ -79,3 +88,21 @@ def _health(condition: Condition, not_enforced_count: int) -> tuple[Health, str]
         count = len(condition.problems)
         return Health.WARNING, f"{count} places could not be read, the first: {condition.problems[0]}"
     return Health.ACTIVE, condition.progress
+
+
+def _unexamined(condition: Condition) -> str:
+    count = condition.examined.unexamined
+    if not count:
+        return ""
+    return f"{count:,} trusted files were not scanned for malware: {condition.unexamined_reason or 'that is done now'}"
+
+
+def said_of_scan(outcome: Outcome) -> str:
+    """Return a sentence, after a space, on how what became trusted was scanned for malware; "" where nothing had to be."""
+    said = ""
+    if outcome.examined_count:
+        said = f" {outcome.examined_count:,} contents that no package owns were scanned for malware"
+        said += f", {outcome.threat_count:,} of them hold some and are not trusted." if outcome.threat_count else "."
+    if outcome.unexamined:
+        said += f" {'The rest was' if said else 'What no package owns was'} not scanned for malware: {outcome.unexamined}."
+    return said

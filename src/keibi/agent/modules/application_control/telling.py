@@ -43,6 +43,7 @@ class Teller:
             file_type=facts.kind,
             package=facts.package,
             rule_id=verdict.rule_id,
+            threat=facts.threat if verdict.reason_code is ReasonCode.MALWARE else "",
             process_chain=chain,
             inline=str(facts.inline) if facts.inline is not None else "",
             command_line=self._command_line(question) if facts.inline is not None else "",
@@ -74,9 +75,7 @@ class Teller:
         by += f" of {actor.user}" if actor is not None and actor.user else ""
         chain: list[dict[str, Any]] = self._book.chain(pid) if actor is not None else []
         record = ApplicationRecord(
-            reason_code=software.trusted_by
-            if software.is_trusted
-            else (ReasonCode.CHANGED if former else ReasonCode.UNRECOGNISED),
+            reason_code=_drift_reason(software, former),
             sha256=software.sha256,
             size=software.key.size,
             file_type=software.kind,
@@ -85,18 +84,46 @@ class Teller:
             brought_by=brought,
             state="trusted" if software.is_trusted else "unrecognised",
             source=source,
+            threat=software.threat,
             process_chain=chain,
             is_proof=software.is_proof,
         )
         self._reporter.tell(
             kind,
-            Severity.HIGH if is_agents else Severity.LOW if software.is_trusted else Severity.MEDIUM,
-            f"{what}{by}.",
+            Severity.HIGH if is_agents or software.threat else Severity.LOW if software.is_trusted else Severity.MEDIUM,
+            f"{what}{by}{f' and holds {software.threat}' if software.threat else ''}.",
             record,
             subject=subject,
             actor=actor or Actor(),
             same=("drift", software.path, software.sha256, software.is_proof),
         )
+
+    def distrusted(self, software: Software, *, source: str) -> None:
+        """Tell of software that is not trusted, since anti-malware found a threat in it."""
+        words = f"is not trusted: anti-malware found {software.threat} in it"
+        self._tell_trust(software, Kind.DISTRUSTED, Severity.HIGH, words, ReasonCode.MALWARE, source)
+
+    def trusted_again(self, software: Software, *, source: str) -> None:
+        """Tell of software whose threat somebody has allowed, or in which it is not found any more."""
+        words = "is trusted again: what anti-malware found in it was allowed, or is not found any more"
+        self._tell_trust(software, Kind.TRUSTED_AGAIN, Severity.LOW, words, software.trusted_by, source)
+
+    def _tell_trust(
+        self, software: Software, kind: Kind, severity: Severity, words: str, reason_code: ReasonCode, source: str
+    ) -> None:
+        subject = escape_name(software.path)
+        record = ApplicationRecord(
+            reason_code=reason_code,
+            sha256=software.sha256,
+            size=software.key.size,
+            file_type=software.kind,
+            package=software.package,
+            brought_by=BroughtBy(software.user, software.process) if software.user or software.process else None,
+            state="trusted" if software.is_trusted else "unrecognised",
+            source=source,
+            threat=software.threat,
+        )
+        self._reporter.tell(kind, severity, f"The {software.kind} {subject} {words}.", record, subject=subject)
 
     def told(self, told: Told) -> None:
         """Take what a gate tells without a question: denied from memory, or answered because no verdict came in time."""
@@ -144,3 +171,11 @@ class Teller:
         call = exec_call_of(question.pid) if question.is_held else None
         arguments = call.arguments if call is not None else command_line_of(question.pid)
         return escape_name(b" ".join(arguments)[:MAX_COMMAND_LINE])
+
+
+def _drift_reason(software: Software, former: str) -> ReasonCode:
+    if software.threat:
+        return ReasonCode.MALWARE
+    if software.is_trusted:
+        return software.trusted_by
+    return ReasonCode.CHANGED if former else ReasonCode.UNRECOGNISED
