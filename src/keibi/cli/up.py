@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 
 from keibi.cli.client import ApiClient, Profile
 from keibi.cli.daemons import Daemon, python_module
+from keibi.cli.first_report import is_protected, said_of
 from keibi.errors import InputError, KeibiError, TryLaterError
 
 BASE = "/var/lib/keibi"
 AGENT_USER, MANAGER_USER, SCAN_USER = "keibi-agent", "keibi-manager", "keibi-scan"
 PORT = 8443
 MANAGER_SECONDS = 90.0
-STARTING_SECONDS = 60.0
 AGENT_SECONDS = 180.0
 
 T = TypeVar("T")
@@ -247,20 +247,12 @@ def _wait_for_report(layout: Layout) -> dict[str, Any]:
     def is_there() -> bool:
         nonlocal seen, shown
         seen = client.get(f"/computers/{identity.computer_id}")
-        modules = (seen.get("status") or {}).get("modules", [])
-        said = next((one.get("message", "") for one in modules if one.get("message")), "")
+        status = seen.get("status") or {}
+        said = next((one.get("message", "") for one in status.get("modules", []) if one.get("message")), "")
         if said and said != shown and sys.stdout.isatty():
             shown = said
             print(f"\r\033[K  first report … {said[:90]}", end="", flush=True)
-        # What an earlier run of the agent said does not count.
-        status = seen.get("status") or {}
-        if status.get("started_at", 0.0) < started_at - 2.0 or not status.get("policy_generation"):
-            return False
-        # A module that the policy switches off is inactive, and nothing to wait for. One that takes long to look at all software
-        # protects meanwhile, and is said to be starting.
-        health = {one.get("health") for one in modules}
-        is_long = time.time() - started_at > STARTING_SECONDS
-        return bool(health - {"inactive", "starting"}) and (is_long or not health & {"starting", "", None})
+        return is_protected(status, started_at, time.time())
 
     _wait(lambda: is_there() or _is_gone(agent), AGENT_SECONDS, agent)
     return seen
@@ -270,10 +262,7 @@ def _say_what_now(layout: Layout, computer: dict[str, Any], seconds: float) -> N
     name = computer.get("display_name") or computer.get("hostname") or "this computer"
     print(f"\n{name} is protected ({seconds:.0f} s).")
     for module in computer["status"]["modules"]:
-        if module["health"] == "inactive":
-            print(f"  {module['module'].replace('_', ' ')}: off by policy")
-            continue
-        print(f"  {module['module'].replace('_', ' ')}: {module['health']} {module.get('message', '')}".rstrip())
+        print(f"  {said_of(module)}")
     print(f"\nConsole     {layout.url}")
     if first := _first_password(layout):
         print(f"User        {first[0]}\nPassword    {first[1]}   (change it under your account)")
