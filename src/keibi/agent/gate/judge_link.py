@@ -51,7 +51,7 @@ class JudgeLink:
         self.own: frozenset[int] = frozenset()
         self.connection: socket.socket | None = None
         self.silent_since: float | None = None  # since when verdicts were wanted and none came; monotonic
-        self._was_silent_since: float | None = None  # the same, when it has connected since and was not asked in vain again
+        self._silent_before = 0.0  # seconds for which it was silent before it connected anew, if no verdict came since
         self._try_at = 0.0
         self._untold: dict[tuple[str, bool], int] = {}  # how much could not be told, by kind and whether it was allowed
         self._told_later: deque[Told] = deque()
@@ -84,11 +84,11 @@ class JudgeLink:
     def is_without_verdict(self, now: float) -> None:
         """Take note that a verdict was wanted and did not come."""
         if self.silent_since is None:
-            self.silent_since = now if self._was_silent_since is None else self._was_silent_since
+            self.silent_since = now - self._silent_before
 
     def gives_verdicts(self) -> None:
         """Take note that a verdict came."""
-        self.silent_since = self._was_silent_since = None
+        self.silent_since, self._silent_before = None, 0.0
 
     def miss(self, count: int = 1) -> None:
         """Have the judge told, when it can be, that there was so much of which it was not told."""
@@ -105,8 +105,10 @@ class JudgeLink:
             return False
         self.own = frozenset((struct.unpack("3i", peer)[0],))
         self.caught_up_count = -1
-        # One that comes and goes and never answers is no better than one that is away.
-        self.silent_since, self._was_silent_since = None, self.silent_since
+        if self.silent_since is not None:
+            # One that comes and goes and never answers is no better than one that is away.
+            self._silent_before = time.monotonic() - self.silent_since
+            self.silent_since = None
         self.connection = connection
         return True
 
