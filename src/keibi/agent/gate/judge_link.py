@@ -51,6 +51,7 @@ class JudgeLink:
         self.own: frozenset[int] = frozenset()
         self.connection: socket.socket | None = None
         self.silent_since: float | None = None  # since when verdicts were wanted and none came; monotonic
+        self._missed_at = 0.0  # when a verdict was wanted last that did not come
         self._silent_before = 0.0  # seconds for which it was silent before it connected anew, if no verdict came since
         self._try_at = 0.0
         self._untold: dict[tuple[str, bool], int] = {}  # how much could not be told, by kind and whether it was allowed
@@ -72,7 +73,9 @@ class JudgeLink:
     def is_given_up(self, now: float) -> bool:
         """Whether no verdict came for so long that nobody is to wait for this judge, or be refused for the want of it."""
         seconds = self.terms.closed_at_most_seconds if self.terms is not None else 0
-        return seconds > 0 and self.silent_since is not None and now - self.silent_since > seconds
+        # One that is there and that nobody asks is not silent.
+        until = now if self.connection is None else self._missed_at
+        return seconds > 0 and self.silent_since is not None and until - self.silent_since > seconds
 
     def is_to_be_tried(self, now: float) -> bool:
         """Return whether it is time to ask one that was given up again, which may hold somebody up."""
@@ -83,6 +86,7 @@ class JudgeLink:
 
     def is_without_verdict(self, now: float) -> None:
         """Take note that a verdict was wanted and did not come."""
+        self._missed_at = now
         if self.silent_since is None:
             self.silent_since = now - self._silent_before
 

@@ -34,7 +34,10 @@ def test_one_late_verdict_after_hours_of_quiet_is_not_hours_of_silence(link):
     hours_later = time.monotonic() + 7200
     assert not link.is_given_up(hours_later)
     link.is_without_verdict(hours_later)
+    assert not link.is_given_up(hours_later + 7200), "nobody asked it since"
+    link.is_without_verdict(hours_later + 59)
     assert not link.is_given_up(hours_later + 59)
+    link.is_without_verdict(hours_later + 61)
     assert link.is_given_up(hours_later + 61)
 
 
@@ -43,13 +46,16 @@ def test_a_judge_that_comes_and_goes_and_never_answers_is_given_up_as_well(link)
     link.disconnect()
     assert link.connect()
     now = time.monotonic()
-    link.is_without_verdict(now)
-    assert not link.is_given_up(now + 5)
-    assert link.is_given_up(now + 15)
+    link.is_without_verdict(now + 5)
+    link.is_without_verdict(now + 10)
+    assert not link.is_given_up(now + 10)
+    link.is_without_verdict(now + 20)
+    assert link.is_given_up(now + 20)
 
 
 def test_a_verdict_ends_the_silence(link):
     link.is_without_verdict(time.monotonic() - 100)
+    link.is_without_verdict(time.monotonic())
     assert link.is_given_up(time.monotonic())
     link.gives_verdicts()
     link.is_without_verdict(time.monotonic())
