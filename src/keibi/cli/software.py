@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from keibi.cli.arguments import hours, whole
@@ -263,17 +263,30 @@ def show_inventory(options: argparse.Namespace) -> int:
         (
             one.get("path"),
             one.get("kind"),
-            f"{one.get('state')} ({one['trusted_by']})" if one.get("trusted_by") else one.get("state"),
+            _standing_of(one),
             (one.get("package") or {}).get("name", "") or one.get("process"),
             str(one.get("sha256"))[:16],
         )
         for one in rows_in(result, "items")
     ]
     show_table(("path", "kind", "standing", "from", "sha256"), rows, empty="Nothing in the inventory fits.")
-    say(f"\n{result.get('total_count')} in the inventory, {result.get('unrecognised_count')} unrecognised")
+    unrecognised = f"{result.get('unrecognised_count')} unrecognised{_said_of_malware(result)}"
+    say(f"\n{result.get('total_count')} in the inventory, {unrecognised}")
     if result.get("next"):
         say(f"More: --after {result['next']}")
     return 0
+
+
+def _standing_of(one: Mapping[str, Any]) -> str:
+    why = one.get("trusted_by") or one.get("threat")
+    scan = {"not": ", not scanned for malware", "partly": ", not fully scanned for malware"}.get(str(one.get("malware_scan")), "")
+    said = f"{one.get('state')} ({why})" if why else str(one.get("state"))
+    return said + scan if one.get("state") == "trusted" else said
+
+
+def _said_of_malware(result: Mapping[str, Any]) -> str:
+    said = f", {result['malicious_count']} hold malware" if result.get("malicious_count") else ""
+    return said + (f", {result['unexamined_count']} not scanned for malware" if result.get("unexamined_count") else "")
 
 
 def make_unlock_code(options: argparse.Namespace) -> int:
