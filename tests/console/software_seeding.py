@@ -77,9 +77,7 @@ def module_status(generation, *, health=Health.ACTIVE, message="", not_enforced=
     )
 
 
-NO_GATE = NotEnforced(
-    "blocking", "the kernel refuses permission events (EPERM): the agent runs in a container", "gate_not_enforcing"
-)
+NO_GATE = NotEnforced("blocking", "the self-test failed: Operation not permitted", "gate_not_enforcing")
 
 
 def tell_of_software(computers):

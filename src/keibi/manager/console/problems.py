@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from keibi.manager.computers.model import Problem
+from keibi.manager.console.agent_words import said
 from keibi.manager.console.labels import module_title
 from keibi.manager.console.language import N_, Catalogue
 
@@ -46,6 +47,8 @@ GRAVE = frozenset(
     {"agent_never", "agent_offline", "safe_mode", "module_error", "module_missing", "events_dropped", "identity_alarm"}
 )
 
+_WITH_REASON = frozenset({"safe_mode", "policy_refused", "module_error", "module_warning", "module_not_supported"})
+
 
 def told(catalogue: Catalogue, problem: Problem) -> str:
     """Return a problem as a sentence. One without words of ours is told in the manager's English."""
@@ -57,3 +60,14 @@ def told(catalogue: Catalogue, problem: Problem) -> str:
 def advice(catalogue: Catalogue, problem: Problem) -> str:
     """Return the next step for a problem."""
     return catalogue.gettext(WORDS[problem.code][1]) if problem.code in WORDS else ""
+
+
+def detail(catalogue: Catalogue, problem: Problem) -> str:
+    """Return what the agent adds to the sentence of `told`: the thing that is meant and the reason; "" when nothing."""
+    if problem.code == "not_enforced":
+        what, _, reason = problem.message.partition(": ")
+        return f"{said(catalogue, what)}: {said(catalogue, reason)}"
+    if problem.code in _WITH_REASON:
+        reason = problem.message.partition(": ")[2]
+        return "" if reason == "no reason given" else said(catalogue, reason)
+    return problem.message if problem.code not in WORDS else ""

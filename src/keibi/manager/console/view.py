@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from keibi.manager.console import error_words
+from keibi.manager.console.agent_words import said
 from keibi.manager.console.assets import Assets, load_assets
 from keibi.manager.console.labels import label, module_title
 from keibi.manager.console.language import LANGUAGES, Catalogue, load_catalogue
@@ -51,6 +52,7 @@ class View:
             language=catalogue.language,
             label=lambda group, value: label(catalogue, group, value),
             module_title=lambda module: module_title(catalogue, module),
+            said=lambda text: said(catalogue, str(text)),
             told=lambda error: error_words.told(catalogue, error),
             hint_of=lambda error: error_words.hint(catalogue, error),
             sentence=lambda event, details=None: sentence(catalogue, event, details),

@@ -14,7 +14,7 @@ from keibi.manager.console.endpoint import Page, get, post
 from keibi.manager.console.language import N_
 from keibi.manager.console.names import group_paths, policy_choices, policy_paths
 from keibi.manager.console.pages.events import row_values
-from keibi.manager.console.problems import GRAVE, advice, told
+from keibi.manager.console.problems import GRAVE, advice, detail, told
 from keibi.manager.console.visit import Visit
 from keibi.manager.events.model import EventQuery
 
@@ -72,6 +72,8 @@ def summary(visit: Visit) -> Response:
         grave=GRAVE,
         problem_words=lambda problem: told(visit.catalogue, problem),
         problem_advice=lambda problem: advice(visit.catalogue, problem),
+        computer_problems=sorted(computer.problems, key=lambda problem: problem.code not in GRAVE),
+        problem_detail=lambda problem: detail(visit.catalogue, problem),
     )
 
 

@@ -30,6 +30,7 @@ from keibi.manager.console.labels import label, module_title
 from keibi.manager.console.language import N_
 from keibi.manager.console.malware_events import malware_values
 from keibi.manager.console.names import computer_choices, computer_names, rule_titles
+from keibi.manager.console.runbooks import runbook_of
 from keibi.manager.console.security import PAGE_HEADERS
 from keibi.manager.console.visit import Visit
 from keibi.manager.events.model import EventRow, SeriesKey
@@ -142,6 +143,7 @@ def one(visit: Visit) -> Response:
         details_json=json.dumps(msgspec.to_builtins(event), indent=2, ensure_ascii=False),
         process_chain=_chain(record),
         malware=malware_values(visit, event),
+        runbook=runbook_of(event.kind, event.action),
         software_key=software_key,
         software_group=find_group(visit, event.tenant_id, software_key),
         software_address=program_address(event.tenant_id, software_key) if software_key else "",
