@@ -137,7 +137,7 @@ class DecisionService:
             return self._policies.propose(session, record.tenant_id, MODULE, plan.changed(self._clock()), ())
 
     def undo(self, principal: Principal, decision_id: str, expected_version: int | None = None) -> Decision:
-        """Take out what a decision put in, as far as it is still there, and put back what it took out.
+        """Take out what a decision put in, as far as it is still there, and put back what it took out, unless that was undone too.
 
         Raises:
             AccessError: the principal may not decide there. InputError: no such decision, it is undone already, or it was changed
@@ -313,10 +313,29 @@ class DecisionService:
         for rule_id in record.rule_ids.split():
             if rule_id in plan.records:
                 self._planner.remove(plan, rule_id, [identity(entry) for entry in entries])
+        given_up = self._given_up(session, record)
         for rule_id, removed in _removed_of.decode(record.removed).items():
             if rule_id in plan.records:
-                self._planner.put_back(plan, rule_id, removed)
+                kept = [entry for entry in removed if (rule_id, identity(entry)) not in given_up]
+                self._planner.put_back(plan, rule_id, kept)
         return plan
+
+    def _given_up(self, session: Session, record: DecisionRecord) -> frozenset[tuple[str, tuple[Any, ...]]]:
+        """Return, by ruleset, what decisions before this one had put in that were undone since: nobody wants it back."""
+        undone = session.scalars(
+            select(DecisionRecord).where(
+                DecisionRecord.tenant_id == record.tenant_id,
+                DecisionRecord.decided_at <= record.decided_at,
+                DecisionRecord.undone_at >= record.decided_at,
+                DecisionRecord.id != record.id,
+            )
+        )
+        return frozenset(
+            (rule_id, identity(entry))
+            for other in undone
+            for rule_id in other.rule_ids.split()
+            for entry in _entries_of.decode(other.entries)
+        )
 
     def _for_undo(self, session: Session, principal: Principal, decision_id: str) -> DecisionRecord:
         record = self._found(session, principal, decision_id)

@@ -122,6 +122,21 @@ def test_who_changes_their_mind_moves_the_entry_and_undoing_brings_it_back(world
     assert standings(world) == {sha256_of("a"): Standing.BLOCKED}
 
 
+def test_undoing_brings_nothing_back_that_was_undone_itself(sqlite_world):
+    """Allowed, then blocked; then both are undone, in the order in which they were made: nobody allows it now."""
+    decisions, alice = sqlite_world.software.decisions, sqlite_world.alice
+    sqlite_world.tell(sqlite_world.world.computer("web-1"), a_change("/opt/a", name="a"))
+    allowed = decisions.decide(alice, of_hashes(ALLOW, "a"))
+    blocked = decisions.decide(alice, of_hashes(BLOCK, "a"))
+    decisions.undo(alice, allowed.decision_id)
+    assert standings(sqlite_world) == {sha256_of("a"): Standing.BLOCKED}
+    decisions.undo(alice, blocked.decision_id)
+    assert standings(sqlite_world) == {sha256_of("a"): Standing.OPEN}
+    with pytest.raises(InputError) as again:
+        decisions.undo(alice, blocked.decision_id)
+    assert again.value.code == "decision_undone"
+
+
 @pytest.mark.parametrize(
     ("entry", "decided"),
     [
