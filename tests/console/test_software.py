@@ -265,7 +265,7 @@ def test_a_computer_shows_its_level_its_holes_and_searches_its_inventory(open_so
     page = watched.page
     text = page.locator("main").inner_text()
     assert "fanotify holds programs back, and nothing else does." in text
-    assert "Programs that exist in memory only (memfd) are not seen." in text
+    assert "Programs and libraries in memory only (memfd), or on a file system" in text
     assert "BPF LSM is not among the kernel's modules" in page.locator("main").text_content()
     item = {
         "path": "/usr/bin/ssh<b>x</b>",

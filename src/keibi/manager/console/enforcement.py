@@ -20,16 +20,20 @@ LEVELS: Mapping[str, str] = MappingProxyType(
         "D": N_("Nothing can be held back here: it is only reported."),
     }
 )
+_INLINE = N_("Code that an interpreter takes from its command line is judged by the policy for interpreters only.")
+_NO_FILE = N_("Code that a running program makes in its own memory is in no file, and is not seen.")
 HOLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "A": (N_("Code that an interpreter takes from its command line is judged by the policy for interpreters only."),),
+        "A": (N_("Libraries that exist in memory only (memfd) are not seen."), _NO_FILE, _INLINE),
         "B": (
-            N_("A program that fanotify cannot see is ended after it began, not before."),
-            N_("Code that an interpreter takes from its command line is judged by the policy for interpreters only."),
+            N_("Libraries in memory only (memfd), or on a file system that was made a moment ago, are not seen; programs are."),
+            _NO_FILE,
+            _INLINE,
         ),
         "C": (
-            N_("Programs that exist in memory only (memfd) are not seen."),
-            N_("Code that an interpreter takes from its command line is judged by the policy for interpreters only."),
+            N_("Programs and libraries in memory only (memfd), or on a file system that was made a moment ago, are not seen."),
+            _NO_FILE,
+            _INLINE,
         ),
         "D": (N_("Everything runs; what a policy would block is an event."),),
     }
