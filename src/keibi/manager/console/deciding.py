@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from keibi.errors import InputError
 from keibi.manager.console.filters import PERIODS
+from keibi.manager.console.security import own_address
 from keibi.manager.console.visit import Visit
 from keibi.manager.events.model import EventRecord
 from keibi.manager.software.changes import KINDS
@@ -177,8 +178,7 @@ def entry_words(entry: Entry) -> str:
 
 def back_of(visit: Visit) -> str:
     """Return where a form came from: one of our own addresses, never another host's."""
-    back = visit.field("back")
-    return back if back.startswith("/") and not back.startswith("//") and "\\" not in back else "/events/software"
+    return own_address(visit.field("back"), "/events/software")
 
 
 def show_preview(visit: Visit, request: DecisionRequest, tenant_id: str | None, back: str) -> Response:

@@ -49,5 +49,11 @@ def check_same_origin(headers: Headers) -> None:
 
 def safe_next(path: str) -> str:
     """Return where to go after signing in: a path of this console, never another host."""
-    is_ours = path.startswith("/") and not path.startswith(("//", "/\\")) and "\n" not in path and "\r" not in path
-    return path if is_ours and not path.startswith("/sign-") else "/"
+    return "/" if path.startswith("/sign-") else own_address(path, "/")
+
+
+def own_address(address: str, otherwise: str) -> str:
+    """Return an address that a form or a link named, if it is one of this console; else the other one."""
+    # Browsers take a backslash for a slash, and leave out tabs and ends of lines: "/<tab>/host" is another host's.
+    is_ours = address.startswith("/") and not address.startswith("//") and "\\" not in address and address.isprintable()
+    return address if is_ours else otherwise
