@@ -143,7 +143,14 @@ document.addEventListener("submit", (event) => {
   }
 });
 
+// A strip of tabs that is wider than the screen begins where the reader is.
+function showCurrentTab(tab) {
+  const strip = tab.parentElement;
+  strip.scrollLeft = tab.offsetLeft - strip.offsetLeft - (strip.clientWidth - tab.offsetWidth) / 2;
+}
+
 function start(root) {
+  root.querySelectorAll(".tabs > a[aria-current]").forEach(showCurrentTab);
   startCharts(root);
   startTail(root);
   startEditors(root);
