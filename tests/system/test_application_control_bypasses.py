@@ -15,6 +15,8 @@ from tests.system.application_control_bypasses import (
     ALLOWED,
     BLOCKED,
     BYPASSES,
+    JUDGED,
+    KERNEL_REFUSES,
     NOT_COVERED,
     REPORTED,
     Bypass,
@@ -29,8 +31,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="permission events need root"),
     pytest.mark.skipif(shutil.which("gcc") is None, reason="the attacks are compiled with gcc, which is not installed"),
 ]
-
-JUDGED = ("software.blocked", "software.would_block", "software.inline_code", "software.changed")
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +125,6 @@ def open_ground(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Ite
     judges = tmp_path_factory.mktemp("nobody")
     with PrivateGate(str(tmp_path_factory.mktemp("open_mount")), str(judges)) as gate:
         yield Ground(gate, ground.material, ground.ring)
-
-
-KERNEL_REFUSES = {"08": "the kernel itself runs nothing that has a writer"}
 
 
 @pytest.mark.parametrize("bypass", BYPASSES, ids=lambda bypass: f"{bypass.identity} {bypass.what}")
