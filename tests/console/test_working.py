@@ -428,6 +428,13 @@ def test_a_provider_chooses_a_customer_and_is_told_when_one_is_needed(open_page,
     page.fill("#f-name", "Sakura Foods")
     page.get_by_role("button", name="Make the customer").click()
     page.wait_for_selector("text=The customer is made.")
+    names = page.locator("tbody tr td:first-child").all_inner_texts()
+    (other,) = {name.splitlines()[0].strip() for name in names} - {"Sakura Foods"}
+    page.goto(seeded.url)
+    # Who works for several customers sees whose computer it is.
+    assert f"web-01.example.jp · {other}" in page.locator(".timeline").inner_text()
+    page.goto(f"{seeded.url}/events/{seeded.event_id}")
+    assert other in page.locator("main dd", has_text="web-01.example.jp").inner_text()
     page.goto(f"{seeded.url}/administration/retention")
     page.wait_for_selector("text=Choose a customer at the top to change its rules.")
     assert page.locator("tbody tr", has_text="Sakura Foods").count() == 1
