@@ -106,10 +106,15 @@ class PlainGate:
         """Send a message."""
         judging.send(self._connection, message, descriptor)
 
-    def ask(self, event: str, path: str, *, is_held: bool = True, pid: int = 0) -> tuple[bool, bool] | None:
-        """Ask about a file; return whether it is allowed and whether that may be remembered, None when nobody waits."""
+    def ask(
+        self, event: str, path: str, *, is_held: bool = True, pid: int = 0, descriptor: int | None = None
+    ) -> tuple[bool, bool] | None:
+        """Ask about a file, opened here unless it is already; return whether it is allowed and whether that may be remembered.
+
+        None when nobody waits.
+        """
         self._count += 1
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY) if descriptor is None else os.dup(descriptor)
         question = judging.Question(
             id=self._count if is_held else 0,
             event=event,

@@ -23,6 +23,7 @@ from keibi.protection.application_control.settings import ApplicationControlSett
 from tests.system.agent_run import wait_for
 from tests.system.application_control_worker import (
     ApplicationControlWorker,
+    PlainGate,
     hash_entry,
     module_policy,
     ruleset,
@@ -192,6 +193,27 @@ def test_inline_code_is_reported_where_the_policy_says_so(worker, mount, known):
         event = worker.next_event("software.inline_code", path)
     assert event.details["inline"] == "command"
     assert event.details["command_line"] == f"{path} -c print('secret'[::-1])"
+
+
+def test_what_a_proof_brings_is_told_as_a_proof_alone_though_the_computers_own_gate_meets_it(worker, mount):
+    worker.configure()
+    with PrivateGate(mount, worker.judges) as gate:
+        gate.run(["/usr/bin/touch", f"{mount}/unknown"])
+        # Now, since nobody is let open it later.
+        descriptor = os.open(f"/proc/{gate.pid}/root{mount}/unknown", os.O_RDONLY)
+        gate.run(["/bin/dd", f"of={mount}/unknown", "conv=notrunc", "status=none"], input_=variant(11))
+        unknown = f"{mount}/unknown"
+        gate.run(["/bin/chmod", "755", unknown])
+        told = worker.next_event("software.appeared", unknown)
+        assert told.details["is_proof"] is True
+        own = PlainGate(worker.judges)
+        own.ask("written", unknown, is_held=False, descriptor=descriptor)
+        assert own.ask("exec", unknown, descriptor=descriptor) == (True, False), "the private gate decides there"
+        own.close()
+        os.close(descriptor)
+        assert not can_run(gate, unknown)
+        worker.next_event("software.blocked", unknown)
+    assert [event.details.get("is_proof") for event in worker.events if event.kind != "inventory.finished"] == [True, True]
 
 
 # --- who brings software

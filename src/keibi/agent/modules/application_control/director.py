@@ -25,6 +25,7 @@ from keibi.agent.modules.application_control.judge import InForce, Judge
 from keibi.agent.modules.application_control.lasting import Lasting
 from keibi.agent.modules.application_control.packages import Packages
 from keibi.agent.modules.application_control.policies import Policy
+from keibi.agent.modules.application_control.proofs import devices_of_proofs
 from keibi.agent.modules.application_control.reporting import Reporter
 from keibi.agent.modules.application_control.status import Condition, said_of_scan, status_of
 from keibi.agent.modules.application_control.telling import Teller
@@ -151,6 +152,7 @@ class Director:
         if [state.is_enforcing for state in states] != [state.is_enforcing for state in self._gates]:
             self._next_report_at = 0.0
         self._gates = list(states)
+        self._judge.proof_devices = devices_of_proofs(states)
         if had_proof and not any(state.is_proof for state in states):
             self._inventory.forget_proofs()
 

@@ -47,13 +47,20 @@ class Examination:
         self._on_progress = on_progress
 
     def run(self, *, with_threats: bool, within_seconds: float) -> ExaminationResult:
-        """Scan until everything is done, the time is over, or the examiner cannot; what was found until then is kept."""
+        """Scan until everything is done, the time is over, or the examiner cannot; what was found until then is kept.
+
+        `with_threats`: also contents in which a threat was found, to see whether it still is.
+        """
         deadline = time.monotonic() + within_seconds
         total = self._examinations.pending_count()
         after, count, threat_count = "", 0, 0
+        are_threats = False
         while not self._is_cancelled():
             self._on_progress(count, total)
-            files = self._examinations.pending(after, BATCH_FILES, BATCH_BYTES, with_threats=with_threats)
+            files = self._examinations.pending(after, BATCH_FILES, BATCH_BYTES, are_threats=are_threats)
+            if not files and with_threats and not are_threats:
+                after, are_threats = "", True
+                continue
             if not files:
                 return ExaminationResult(count, threat_count, is_whole=True)
             if time.monotonic() > deadline:

@@ -16,8 +16,10 @@ from keibi.agent.ports import FileExamined, FileToExamine, ThreatNote
 MAX_PATHS = 3
 MAX_THREATS = 20_000
 """Contents of threats that are remembered, also of files that are not in the inventory; of more, the oldest are forgotten."""
+COUNTING_SHARE = 20
+"""Counting takes at most one in so many parts of the time, however large the inventory is and however often it changes."""
 _NEXT = "SELECT sha256, min(size) FROM to_examine WHERE sha256>? GROUP BY sha256 ORDER BY sha256 LIMIT ?"
-_NEXT_AGAIN = "SELECT sha256, min(size) FROM to_examine_again WHERE sha256>? GROUP BY sha256 ORDER BY sha256 LIMIT ?"
+_NEXT_THREATS = "SELECT sha256, min(size) FROM with_threat WHERE sha256>? GROUP BY sha256 ORDER BY sha256 LIMIT ?"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Examinations:
     def __init__(self, inventory: Inventory) -> None:
         self._inventory = inventory
         self._counted: tuple[int, Counts] | None = None  # after how many changes, and what
+        self._count_again_at = 0.0
 
     def has(self, sha256: str) -> bool:
         """Whether a content was scanned, as far as that could be done."""
@@ -51,15 +54,15 @@ class Examinations:
             row = self._inventory.connection.execute("SELECT 1 FROM examined WHERE sha256=?", (bytes.fromhex(sha256),)).fetchone()
         return row is not None
 
-    def pending(self, after: str, max_files: int, max_bytes: int, *, with_threats: bool) -> list[FileToExamine]:
+    def pending(self, after: str, max_files: int, max_bytes: int, *, are_threats: bool = False) -> list[FileToExamine]:
         """Return contents that are to be scanned, in order, after the one named; at least one where there is any.
 
-        `with_threats`: those in which a threat was found too, to see whether it still is.
+        `are_threats`: instead of them those in which a threat was found, to see whether it still is.
         """
         found: list[FileToExamine] = []
         total = 0
         with closing(connect(self._inventory.path)) as reader:
-            query = _NEXT_AGAIN if with_threats else _NEXT
+            query = _NEXT_THREATS if are_threats else _NEXT
             for sha256, size in reader.execute(query, (bytes.fromhex(after), max_files)).fetchall():
                 total += size
                 if found and total > max_bytes:
@@ -73,11 +76,12 @@ class Examinations:
         with closing(connect(self._inventory.path)) as reader:
             return int(reader.execute("SELECT count(DISTINCT sha256) FROM to_examine").fetchone()[0])
 
-    def counts(self) -> Counts:
-        """Return how many files there are of each kind."""
+    def counts(self, *, is_exact: bool = False) -> Counts:
+        """Return how many files there are of each kind; unless it must be exact, perhaps as it was a while ago."""
         with self._inventory.lock:
             changes = self._inventory.connection.total_changes
-        if self._counted is None or self._counted[0] != changes:
+        if self._counted is None or (self._counted[0] != changes and (is_exact or time.monotonic() >= self._count_again_at)):
+            began = time.monotonic()
             with closing(connect(self._inventory.path)) as reader:
                 unexamined, held_back = reader.execute(
                     "SELECT count(*), coalesce(sum(1 - is_trusted), 0) FROM to_examine"
@@ -87,6 +91,7 @@ class Examinations:
                     "FROM software JOIN examined USING (sha256) WHERE is_proof=0"
                 ).fetchone()
             self._counted = (changes, Counts(int(unexamined), int(partly), int(malicious), int(held_back)))
+            self._count_again_at = time.monotonic() + COUNTING_SHARE * (time.monotonic() - began)
         return self._counted[1]
 
     def gaps(self, contents: Sequence[str]) -> dict[str, str]:

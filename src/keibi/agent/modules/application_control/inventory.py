@@ -39,7 +39,6 @@ CREATE VIEW IF NOT EXISTS to_examine AS SELECT path, sha256, size, is_trusted FR
     AND NOT EXISTS (SELECT 1 FROM examined e WHERE e.sha256=software.sha256);
 CREATE VIEW IF NOT EXISTS with_threat AS SELECT path, sha256, size, is_trusted FROM software
     WHERE is_proof=0 AND sha256 IN (SELECT sha256 FROM examined WHERE threat<>'');
-CREATE VIEW IF NOT EXISTS to_examine_again AS SELECT * FROM to_examine UNION ALL SELECT * FROM with_threat;
 """
 _FROM_FIRST = "UPDATE software SET trusted_by='unrecognised' WHERE is_trusted=0"
 """Schema 1 said nothing by it where a file was not trusted."""

@@ -59,7 +59,7 @@ class Vetting:
         if time.monotonic() < self._next_at:
             return False
         self._next_at = time.monotonic() + AGAIN_SECONDS
-        counts = self.examinations.counts()
+        counts = self.examinations.counts(is_exact=True)
         return bool(counts.held_back or (counts.unexamined and self._link.is_ready))
 
     def pass_ended(self, outcome: Outcome) -> None:

@@ -40,14 +40,14 @@ def test_what_is_held_back_is_trusted_once_it_was_scanned_and_only_then(inventor
     put(inventory, b"/opt/seen", TWO, trusted_by=ReasonCode.UNRECOGNISED)
     put(inventory, b"/usr/bin/packaged", THREE, is_trusted=True, package=PackageRecord("nginx"))
     examinations = Examinations(inventory)
-    assert examinations.counts() == Counts(unexamined=1, held_back=1)
+    assert examinations.counts(is_exact=True) == Counts(unexamined=1, held_back=1)
     assert inventory.standing(b"/opt/one", ONE)[0] is Standing.UNRECOGNISED
-    assert examinations.pending("", 10, 1000, with_threats=False) == [FileToExamine(ONE, [b"/opt/one"])]
+    assert examinations.pending("", 10, 1000) == [FileToExamine(ONE, [b"/opt/one"])]
     note(inventory, FileExamined(ONE))
     assert inventory.standing(b"/opt/one", ONE)[0] is Standing.TRUSTED
     assert inventory.standing(b"/opt/seen", TWO)[0] is Standing.UNRECOGNISED
-    assert examinations.counts() == Counts()
-    assert examinations.pending("", 10, 1000, with_threats=True) == []
+    assert examinations.counts(is_exact=True) == Counts()
+    assert examinations.pending("", 10, 1000, are_threats=True) == []
 
 
 def test_a_threat_is_not_trusted_wherever_it_lies_and_whoever_puts_it_there_until_it_is_none(inventory, tmp_path):
@@ -64,7 +64,7 @@ def test_a_threat_is_not_trusted_wherever_it_lies_and_whoever_puts_it_there_unti
     again, damage = Inventory.open(str(tmp_path / "inventory.db"))
     assert (again.standing(b"/anywhere", ONE)[0], damage) == (Standing.MALICIOUS, "")
     again.close()
-    (pending,) = Examinations(inventory).pending("", 10, 1000, with_threats=True)
+    (pending,) = Examinations(inventory).pending("", 10, 1000, are_threats=True)
     assert pending.sha256 == ONE
     with inventory.transaction():
         changed = Examinations(inventory).take([ThreatNote(ONE), ThreatNote(TWO)])
