@@ -105,8 +105,8 @@ def test_the_kernel_guard_stops_what_no_mark_sees(
         if attacker == 0:
             os._exit(_attack_in(cgroup, Ground(gate, ground.material, ground.ring), bypass))
         assert os.waitstatus_to_exitcode(os.waitpid(attacker, 0)[1]) == 0, "it ran all the same"
-        # Of two programs of one name in one minute the second is counted with the first. On a busy computer a gate may have seen the
-        # new file system before the attacker has come to execute anything, and then it blocks the program itself.
+        # Of two programs of one name in one minute the second is counted with the first. On a busy computer the gate may see the
+        # new file system before the attacker executes anything, and then it blocks the program itself.
         worker.wait(
             lambda: (
                 any(event.kind == "software.blocked" for event in worker.events[told:])
