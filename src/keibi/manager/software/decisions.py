@@ -137,7 +137,7 @@ class DecisionService:
             return self._policies.propose(session, record.tenant_id, MODULE, plan.changed(self._clock()), ())
 
     def undo(self, principal: Principal, decision_id: str, expected_version: int | None = None) -> Decision:
-        """Take out what a decision put in, as far as it is still there, and put back what it took out, unless that was undone too.
+        """Take out what a decision put in, as far as it is there, and put back what it took out, unless that is undone too.
 
         Raises:
             AccessError: the principal may not decide there. InputError: no such decision, it is undone already, or it was changed
