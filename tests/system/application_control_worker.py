@@ -69,12 +69,13 @@ class ApplicationControlWorker(WorkerProcess):
         *rules: Rule,
         state: ModuleState = ModuleState.PREVENT,
         settings: ApplicationControlSettings | None = None,
+        seconds: float = LIMIT_SECONDS,
     ) -> None:
         """Give a policy and wait until it is in force and the inventory is there and looked through."""
         applied = self.apply(module_policy(rules, state, settings))
         assert not applied.error, applied.error
         if state is not ModuleState.OFF:
-            self.wait_looked_through()
+            self.wait_looked_through(seconds)
 
     def observe(self, *observations: Observation) -> None:
         """Play the sensor."""

@@ -135,7 +135,7 @@ class WorkerProcess:
         self.wait(lambda: bool(self.applied) and self.applied[-1].generation == self.generation)
         return self.applied[-1]
 
-    def wait_looked_through(self) -> None:
+    def wait_looked_through(self, seconds: float = LIMIT_SECONDS) -> None:
         """Wait until the policy given last is in force and everything has been looked at once."""
         self.wait(
             lambda: (
@@ -143,7 +143,8 @@ class WorkerProcess:
                 and self.statuses[-1].policy_generation == self.generation
                 and self.statuses[-1].health in (Health.ACTIVE, Health.WARNING)
                 and "last_scan_at" in self.statuses[-1].metrics
-            )
+            ),
+            seconds,
         )
 
     def start_command(self, command_kind: CommandKind, /, *, is_local: bool = False, **arguments: object) -> str:

@@ -20,7 +20,7 @@ from keibi.protection.application_control.settings import ApplicationControlSett
 from tests.system.application_control_worker import ApplicationControlWorker, hash_entry, ruleset
 
 MATERIAL = pathlib.Path("/samples/material")
-KNOWN = ("/usr/bin", "/usr/sbin", "/usr/lib/x86_64-linux-gnu", "/usr/lib/python3.11/lib-dynload", "/keibi/packages")
+KNOWN = ("/usr/bin", "/usr/sbin", "/usr/lib/x86_64-linux-gnu", "/usr/lib/python3.11/lib-dynload")
 
 
 def main() -> int:
@@ -36,7 +36,8 @@ def main() -> int:
     theirs.close()
     channel = CoreChannel(ours)
     allowed = [hash_entry((MATERIAL / name).read_bytes()) for name in ("good", "good.so")]
-    worker.configure(ruleset(RuleAction.ALLOW, *allowed), settings=ApplicationControlSettings(inventory_cpu_percent=400))
+    settings = ApplicationControlSettings(inventory_cpu_percent=400)
+    worker.configure(ruleset(RuleAction.ALLOW, *allowed), settings=settings, seconds=180.0)
     say(pids={"core": os.getpid(), "gate": gate.pid, "worker": worker.process.pid})
     told = 0
     while True:

@@ -30,7 +30,7 @@ class Product:
         join = f"echo $$ >{CGROUP}/cgroup.procs && exec {PYTHON} -m tests.vm.core_program {DIRECTORY} {' '.join(options)}"
         self.process = subprocess.Popen(["/bin/sh", "-c", join], stdout=subprocess.PIPE)
         threading.Thread(target=self._read, daemon=True).start()
-        self.pids: dict[str, int] = self.wait(lambda: self.said("pids"), 90, "the worker")[0]
+        self.pids: dict[str, int] = self.wait(lambda: self.said("pids"), 200, "the worker")[0]
 
     def _read(self) -> None:
         assert self.process.stdout is not None

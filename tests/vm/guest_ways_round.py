@@ -31,7 +31,9 @@ def main() -> None:
         inventory_cpu_percent=400, inline_code=InlineCode.BLOCK, inline_code_from_uid=0, deadline_milliseconds=10_000
     )
     settings = msgspec.structs.replace(settings, interpreters=(*settings.interpreters, f"{DIRECTORY}/mount/python3"))
-    worker.configure(ruleset(RuleAction.ALLOW, hash_entry(material.good), hash_entry(material.good_library)), settings=settings)
+    worker.configure(
+        ruleset(RuleAction.ALLOW, hash_entry(material.good), hash_entry(material.good_library)), settings=settings, seconds=180.0
+    )
     works = _works_where_nobody_judges(material)
     with PrivateGate(f"{DIRECTORY}/mount", worker.judges, guard_scope=CGROUP) as gate:
         gate.wait_for(lambda _: any(one["what"] == "guard" for one in gate.happenings), 60, "the guard")
