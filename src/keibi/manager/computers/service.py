@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Select, and_, func, not_, or_, select
+from sqlalchemy import Select, String, and_, func, not_, or_, select
 from sqlalchemy.orm import Session
 
 from keibi.contract.enrolment import ComputerFacts
@@ -393,7 +393,7 @@ def _has_problems(now: float) -> Any:
 
 def _sort_key(filters: ComputerFilter) -> SortKey:
     columns = {
-        "name": func.lower(ComputerRecord.display_name),
+        "name": func.lower(ComputerRecord.display_name, type_=String),
         "hostname": ReportRecord.hostname,
         "last_heartbeat_at": func.coalesce(ReportRecord.last_heartbeat_at, 0.0),
         "enrolled_at": ComputerRecord.enrolled_at,
