@@ -69,6 +69,8 @@ WAKE_BATCH = 100
 WAKE_PAUSE_SECONDS = 0.2
 """A change that reaches thousands of agents wakes so many at a time."""
 RETENTION_SECONDS = 3600.0
+END_SECONDS = 10.0
+"""How long the end waits for background work that has begun."""
 
 logger = logging.getLogger("keibi.manager")
 
@@ -152,22 +154,29 @@ async def _running(manager: Manager, lag: LoopLag) -> AsyncIterator[None]:
 async def _every(seconds: float, work: Callable[[], object]) -> None:
     while True:
         await asyncio.sleep(seconds)
-        await _guarded(work)
+        await guarded(work)
 
 
 async def _watch_policies(manager: Manager) -> None:
     while True:
         await asyncio.sleep(1.0)
-        due = await _guarded(manager.policy_watch.look) or []
+        due = await guarded(manager.policy_watch.look) or []
         for start in range(0, len(due), WAKE_BATCH):
             manager.wake_ups.wake(due[start : start + WAKE_BATCH])
             await asyncio.sleep(WAKE_PAUSE_SECONDS if len(due) > WAKE_BATCH else 0)
 
 
-async def _guarded(work: Callable[[], T]) -> T | None:
-    """Do background work; what goes wrong is logged and tried again next time, since the task must not end."""
+async def guarded(work: Callable[[], T]) -> T | None:
+    """Do background work; what goes wrong is logged and tried again next time, since the task must not end.
+
+    Who cancels it gets it when the work has ended: its thread goes on, and the database must not be closed under it.
+    """
+    working = asyncio.ensure_future(run_in_threadpool(work))
     try:
-        return await run_in_threadpool(work)
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working], timeout=END_SECONDS)
+        raise
     except KeibiError as error:
         logger.warning("background work has to wait: %s", error)
     except Exception:

@@ -1,5 +1,6 @@
 """The application's edge: signing in over HTTP, other sites, sizes, errors, headers, and its description."""
 
+import asyncio
 import json
 import threading
 
@@ -7,6 +8,7 @@ import pytest
 
 from keibi.errors import AccessError, InputError, RefusedError, TryLaterError
 from keibi.manager.access.model import NotSignedInError
+from keibi.manager.application import guarded
 from keibi.manager.http_errors import status_of
 from keibi.manager.http_guard import client_address
 from tests.manager_running import administrator
@@ -206,3 +208,25 @@ def test_a_forwarded_address_is_believed_of_trusted_proxies_only():
         ("10.0.0.1", "10.0.0.2", "10.0.0.1"),
     ):
         assert client_address(Connection(peer, forwarded), trusted) == expected
+
+
+def test_background_work_that_has_begun_ends_before_the_manager_does():
+    has_begun, may_end, ended = threading.Event(), threading.Event(), []
+
+    def work():
+        has_begun.set()
+        may_end.wait(10)
+        ended.append(True)
+
+    async def scenario():
+        task = asyncio.create_task(guarded(work))
+        assert await asyncio.to_thread(has_begun.wait, 10)
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=0.05)
+        assert not done
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended == [True]
+
+    asyncio.run(scenario())
