@@ -114,11 +114,12 @@ def test_access_tokens_are_ours_whole_and_in_time():
 
 def test_junk_tokens_are_refused_in_microseconds():
     tokens = AccessTokens(bytes(32))
-    junk = ["A" * 107, "x" * 60, "x" * 5000, tokens.issue(new_id(), new_id())[:-1] + "A"]
+    token = tokens.issue(new_id(), new_id())
+    junk = ["A" * 107, "x" * 60, "x" * 5000, token[:-1] + ("Q" if token[-1] == "A" else "A")]
     started = time.process_time()
-    for token in junk * 2500:
+    for one in junk * 2500:
         with pytest.raises(NotSignedInError):
-            tokens.check(token)
+            tokens.check(one)
     assert (time.process_time() - started) / (len(junk) * 2500) < 0.0002
 
 
