@@ -53,6 +53,9 @@ PERMISSIONS: Mapping[CommandKind, str] = {
 }
 """What somebody needs to send each kind of command."""
 
+PERMISSIONS_FOR_ARGUMENTS: Mapping[str, str] = {"allow_until": "policies.edit"}
+"""What somebody needs beside that, where a command has such an argument: to allow a file is the policy's."""
+
 SECRET_ARGUMENTS = frozenset({"password"})
 """Arguments that only the agent gets: neither lists nor the audit trail show them, and they are forgotten at the end."""
 
@@ -153,7 +156,7 @@ class CommandService:
                     "arguments_too_large", f"the arguments have {len(encoded)} bytes, more than {MAX_ARGUMENT_BYTES}"
                 )
             try:
-                computer = self._reachable(session, principal, computer_id, kind, waiting.get(computer_id, 0))
+                computer = self._reachable(session, principal, computer_id, kind, arguments, waiting.get(computer_id, 0))
             except KeibiError as error:
                 if is_strict:
                     raise
@@ -164,9 +167,17 @@ class CommandService:
         return [answers[number] for number in range(len(asked))]
 
     def _reachable(
-        self, session: Session, principal: Principal, computer_id: str, kind: CommandKind, waiting_count: int
+        self,
+        session: Session,
+        principal: Principal,
+        computer_id: str,
+        kind: CommandKind,
+        arguments: Mapping[str, Any],
+        waiting_count: int,
     ) -> ComputerRecord:
         computer = find_computer(session, principal, computer_id, PERMISSIONS[kind])
+        for name in PERMISSIONS_FOR_ARGUMENTS.keys() & arguments.keys():
+            principal.require(PERMISSIONS_FOR_ARGUMENTS[name], tenant_id=computer.tenant_id, group_id=computer.group_id)
         if not computer.is_enabled:
             raise InputError("computer_disabled", f"{computer.display_name} is disabled", hint="enable it first")
         if waiting_count >= MAX_WAITING:

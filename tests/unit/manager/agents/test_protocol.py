@@ -329,6 +329,18 @@ class TestCommands:
         for kind in ("restore", "preview_restore", "decide_drift"):
             assert error_of(api.post(path, json={"kind": kind}, headers=key), 403)["code"] == "not_allowed"
 
+    def test_a_file_is_put_back_and_allowed_by_those_only_who_may_edit_policies(self, agent, api, manager, provider):
+        path = f"/api/v1/computers/{agent.computer_id}/commands"
+        plain = {"kind": "restore_quarantined", "module": "anti_malware", "arguments": {"quarantine_ids": ["a"]}}
+        allowing = plain | {"arguments": plain["arguments"] | {"allow_until": "2099-01-01"}}
+        for permission, answer in (("policies.edit", 202), ("commands.run", 403)):
+            permissions = ["computers.view", "quarantine.manage", permission]
+            role = manager.services.access.roles.create(provider, permission, permissions)
+            made = api.post("/api/v1/api-keys", json={"name": permission, "role_id": role.role_id}).json()
+            key = {"Authorization": f"Bearer {made['secret']}", "Cookie": ""}
+            assert api.post(path, json=plain, headers=key).status_code == 202
+            assert api.post(path, json=allowing, headers=key).status_code == answer
+
     def test_bad_commands_are_refused_with_the_reason(self, agent, api):
         path = f"/api/v1/computers/{agent.computer_id}/commands"
         assert error_of(api.post(path, json={"kind": "rm -rf"}), 422)["code"] == "request_invalid"
