@@ -1,12 +1,13 @@
 """Runs every check and every test, and ends with one line that says how it went.
 
-Static checks come first because they are quick; a failure there does not keep the tests from running.
+Static checks come first, side by side, because they are quick; a failure there does not keep the tests from running.
 """
 
 import platform
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 CHECKS = (
     ("style", ["ruff", "check", "."]),
@@ -15,9 +16,13 @@ CHECKS = (
     ("layers", ["lint-imports", "--no-logo"]),
     ("dependencies", ["deptry", "src"]),
 )
-# The browser's driver keeps an event loop running in its process, where no other test could run one of its own.
+# What watches the whole kernel has the computer to itself. The rest shares its processors: each worker has databases, an event
+# store and folders of its own. The browser's driver keeps an event loop running in its process, where no other test could run
+# one of its own.
+SIDE_BY_SIDE = ["--numprocesses=auto", "--maxprocesses=4", "--dist=worksteal"]
 SUITES = (
-    ("tests", ["tests", "--ignore=tests/console", "--ignore=tests/vm"]),
+    ("tests", [*SIDE_BY_SIDE, "tests", "--ignore=tests/system", "--ignore=tests/console", "--ignore=tests/vm"]),
+    ("system tests", ["tests/system"]),
     ("console tests", ["tests/console"]),
     ("tests on other kernels", ["tests/vm"]),
 )
@@ -26,14 +31,8 @@ SUITES = (
 def main() -> int:
     """Return 0 when everything passed."""
     bin_directory = sys.prefix + "/bin/"
-    failed = []
-    for name, command in CHECKS:
-        started = time.monotonic()
-        outcome = subprocess.run([bin_directory + command[0], *command[1:]], capture_output=True, text=True, check=False)
-        print(f"{name:14} {'passed' if outcome.returncode == 0 else 'FAILED'} in {time.monotonic() - started:.0f} s", flush=True)
-        if outcome.returncode:
-            failed.append(name)
-            print(outcome.stdout[-6000:] + outcome.stderr[-3000:], flush=True)
+    began_at = time.monotonic()
+    failed = check(bin_directory)
     suites = (("tests", sys.argv[1:]),) if sys.argv[1:] else SUITES
     missing = "" if sys.argv[1:] else why_no_machines()
     for name, selection in suites:
@@ -43,9 +42,27 @@ def main() -> int:
             failed.append(name)
     if missing:
         print(f"NOT TESTED: level A of the kernel guard, on Debian's stock kernels in QEMU: {missing}", flush=True)
-    if failed:
-        print(f"FAILED: {', '.join(failed)}", flush=True)
+    took = f"in {(time.monotonic() - began_at) / 60:.1f} minutes"
+    print(f"FAILED: {', '.join(failed)}, {took}" if failed else f"PASSED: everything that was run, {took}", flush=True)
     return 1 if failed else 0
+
+
+def check(bin_directory: str) -> list[str]:
+    """Run the static checks side by side; say how each went, and return the names of those that failed."""
+
+    def run(command: list[str]) -> tuple[subprocess.CompletedProcess[str], float]:
+        began_at = time.monotonic()
+        done = subprocess.run([bin_directory + command[0], *command[1:]], capture_output=True, text=True, check=False)
+        return done, time.monotonic() - began_at
+
+    failed = []
+    with ThreadPoolExecutor(len(CHECKS)) as pool:
+        for (name, _), (done, seconds) in zip(CHECKS, pool.map(run, [command for _, command in CHECKS]), strict=True):
+            print(f"{name:14} {'FAILED' if done.returncode else 'passed'} in {seconds:.0f} s", flush=True)
+            if done.returncode:
+                failed.append(name)
+                print(done.stdout[-6000:] + done.stderr[-3000:], flush=True)
+    return failed
 
 
 def why_no_machines() -> str:
