@@ -214,17 +214,23 @@ def test_an_imitator_is_ended_with_its_children_and_what_it_ruined_comes_back(fi
     copies.close()
 
 
+def children_of(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
 def test_a_tree_of_processes_is_ended_as_a_whole():
     shell = subprocess.Popen(["sh", "-c", "sleep 77 & (sleep 88; true) & wait"])
     try:
         ends = time.monotonic() + 5
-        children = []
-        while len(children) < 2 and time.monotonic() < ends:
-            with open(f"/proc/{shell.pid}/task/{shell.pid}/children") as file:
-                children = file.read().split()
+        children, grandchildren = [], []
+        while len(children) < 2 or not grandchildren:
+            assert time.monotonic() < ends, (children, grandchildren)
+            children = children_of(shell.pid)
+            grandchildren = [one for child in children for one in children_of(child)]
         tree = ProcessTree(Process(shell.pid, started_ticks(shell.pid), b"/bin/sh"))
         held = {process.pid for process in tree.processes}
-        assert {shell.pid, *map(int, children)} <= held
+        assert {shell.pid, *children, *grandchildren} <= held
         outcomes = tree.kill()
         tree.close()
         assert [one.error for one in outcomes] == [""] * len(outcomes)
