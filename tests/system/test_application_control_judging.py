@@ -19,7 +19,7 @@ from keibi.contract.policy import ModuleState
 from keibi.contract.status import Health
 from keibi.protection.application_control.rules import PackageEntry, PathEntry, RuleAction
 from keibi.protection.application_control.settings import ApplicationControlSettings, OnTimeout
-from tests.system.application_control_worker import ApplicationControlWorker, PlainGate, hash_entry, ruleset
+from tests.system.application_control_worker import ApplicationControlWorker, PlainGate, hash_entry, module_policy, ruleset
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may ask")
 
@@ -99,6 +99,32 @@ def test_detect_mode_tells_what_would_be_blocked_once_for_each_file(worker, gate
     assert len(worker.events_of("software.would_block", path)) == 1
     listed = worker.run(CommandKind.LIST_SOFTWARE, text="seen").result["items"]
     assert (listed[0]["path"], listed[0]["state"]) == (path, "unrecognised")
+
+
+def test_what_runs_while_the_first_inventory_is_being_built_is_trusted_like_its_neighbours(tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(2000):
+        (folder / f"x{number}.sh").write_bytes(b"#!/bin/sh\n" + b"x" * number)
+    (folder / "below").mkdir()
+    script = folder / "below" / "used.sh"
+    script.write_bytes(b"#!/bin/sh\ntrue\n")
+    worker = ApplicationControlWorker(str(tmp_path / "agent"), roots=(str(folder),))
+    try:
+        settings = ApplicationControlSettings(inventory_cpu_percent=5)
+        worker.apply(module_policy(state=ModuleState.DETECT, settings=settings))
+        worker.wait(lambda: any(status.health is Health.STARTING for status in worker.statuses))
+        gate = PlainGate(worker.judges)
+        try:
+            gate.ask(EXEC, str(script), is_held=False)
+        finally:
+            gate.close()
+        assert all(status.health is Health.STARTING for status in worker.statuses[-1:])
+        worker.configure(state=ModuleState.DETECT)
+        listed = worker.run(CommandKind.LIST_SOFTWARE, text="used.sh").result["items"]
+        assert (listed[0]["path"], listed[0]["state"]) == (str(script), "trusted")
+    finally:
+        worker.stop()
 
 
 def test_a_held_question_is_answered_by_the_inventory(worker, gate, folder):

@@ -407,6 +407,10 @@ class Judge:
             return
         former = before.sha256 if before is not None and before.is_trusted else ""
         is_trusted = looked.standing is Standing.TRUSTED or verdict.reason_code is ReasonCode.TRUSTED_UPDATER
+        in_force = self.in_force
+        is_awaited = in_force is not None and not in_force.is_inventory_there and not question.is_proof
+        if is_awaited and not is_trusted:
+            return  # it lay there when the first inventory was begun, which has only not come to it yet
         software = Software(
             path=question.path,
             key=kept_key(looked.key, looked.writers),
@@ -420,7 +424,6 @@ class Judge:
             is_proof=question.is_proof,
             threat=self._inventory.threat_of(looked.sha256),
         )
-        in_force = self.in_force
         with self._inventory.transaction():
             self._inventory.put([software])
             if not is_trusted and in_force is not None and in_force.policy.settings.report_drift:
