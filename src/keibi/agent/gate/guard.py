@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from keibi.agent.gate.guard_maps import REFUSED, TAINTED, FileStates, Map, kernel_device, map_id
+from keibi.agent.gate.guard_maps import FILE_KEY_BYTES, REFUSED, TAINTED, FileStates, Map, file_key, kernel_device, map_id
 
 ALIVE_SECONDS: Final = 3.0
 GATED: Final = 1
@@ -31,7 +31,6 @@ AGENTS: Final = frozenset(("signal", "trace", "write", "control"))
 _OWN: Final = 1
 _CORE: Final = 2
 _SETTINGS: Final = struct.Struct("=QQIIII")
-_FILE: Final = struct.Struct("=QII")
 _HAPPENING: Final = struct.Struct("=IIQIHH64s")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
@@ -74,7 +73,7 @@ class Guard:
         self._settings_map = Map(descriptors["settings"], _U32.size, _SETTINGS.size)
         self._devices = Map(descriptors["devices"], _U32.size, _U32.size)
         self._own = Map(descriptors["own"], _U32.size, _U32.size)
-        self._guarded = Map(descriptors["guarded"], _FILE.size, _U32.size)
+        self._guarded = Map(descriptors["guarded"], FILE_KEY_BYTES, _U32.size)
         self.files = FileStates(descriptors["files"], descriptors["epoch"])
         ring, page = descriptors["happenings"], mmap.PAGESIZE
         self._consumed = mmap.mmap(ring, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
@@ -159,7 +158,7 @@ class Guard:
             OSError: there is no such path.
         """
         status = os.stat(path)
-        self._guarded.put(_FILE.pack(status.st_ino, kernel_device(status.st_dev), 0), _U32.pack(1))
+        self._guarded.put(file_key(status.st_dev, status.st_ino), _U32.pack(1))
 
     def guard_itself(self) -> None:
         """Let nobody but the agent's processes get at these maps."""

@@ -13,6 +13,7 @@ TAINTED: Final = 2
 REFUSED: Final = 4
 _FILE: Final = struct.Struct("=QII")
 _STATE: Final = struct.Struct("=QII")
+FILE_KEY_BYTES: Final = _FILE.size
 _ATTRIBUTES: Final = struct.Struct("=IxxxxQQQ")
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
@@ -75,14 +76,14 @@ class FileStates:
 
     def __init__(self, files: int, epoch: int) -> None:
         """Take the descriptors of two maps; what was said of files before stands."""
-        self._files = Map(files, _FILE.size, _STATE.size)
+        self._files = Map(files, FILE_KEY_BYTES, _STATE.size)
         self._epochs = Map(epoch, _U32.size, _U64.size)
         said = self._epochs.get(_U32.pack(0))
         self._epoch: int = _U64.unpack(said)[0] if said is not None else 0
 
     def of(self, device: int, inode: int) -> int:
         """Return a file's state: APPROVED, TAINTED, REFUSED in any combination, 0 when nothing was said of it."""
-        found = self._files.get(_FILE.pack(inode, kernel_device(device), 0))
+        found = self._files.get(file_key(device, inode))
         if found is None:
             return 0
         epoch, flags, _ = _STATE.unpack(found)
@@ -94,7 +95,7 @@ class FileStates:
         Raises:
             OSError: the kernel has no memory for it.
         """
-        key = _FILE.pack(inode, kernel_device(device), 0)
+        key = file_key(device, inode)
         if state:
             self._files.put(key, _STATE.pack(self._epoch, state, 0))
         else:
@@ -109,6 +110,11 @@ class FileStates:
 def kernel_device(device: int) -> int:
     """Return a device number as the kernel keeps it: 12 bits of major number, 20 of minor."""
     return os.major(device) << 20 | os.minor(device)
+
+
+def file_key(device: int, inode: int) -> bytes:
+    """Return by which key the guard's maps know a file; `device` is the file system's own number."""
+    return _FILE.pack(inode, kernel_device(device), 0)
 
 
 def map_id(descriptor: int) -> int:
