@@ -1,10 +1,23 @@
-"""What tests of the gate and of those who judge share."""
+"""What tests of the gate, of those who judge and of the whole agent share."""
 
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 
 import pytest
+
+from tests.system.agent_manager import Authority, ManagerState, TestManager
+
+
+@pytest.fixture
+def manager(tmp_path) -> Iterator[TestManager]:
+    """The manager's side of the agents' protocol, with an authority of its own."""
+    authority = Authority(tmp_path)
+    running = TestManager(ManagerState(), authority.server_files())
+    running.authority = authority
+    yield running
+    running.kill()
 
 
 @pytest.fixture

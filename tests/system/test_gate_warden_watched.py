@@ -13,7 +13,6 @@ import pytest
 
 from keibi.agent.gate.judging import OPEN, PREVENT
 from keibi.contract.events import Event
-from tests.system.agent_manager import Authority, ManagerState, TestManager
 from tests.system.agent_run import AgentRun, is_alive, wait_for
 from tests.system.gate_judges import BAD, ContentJudge
 
@@ -23,15 +22,6 @@ pytestmark = [
 ]
 SILENT_SECONDS = 2.0
 _EXECUTE = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
-
-
-@pytest.fixture
-def manager(tmp_path) -> Iterator[TestManager]:
-    authority = Authority(tmp_path)
-    running = TestManager(ManagerState(), authority.server_files())
-    running.authority = authority
-    yield running
-    running.kill()
 
 
 @pytest.fixture
