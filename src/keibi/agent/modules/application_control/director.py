@@ -491,8 +491,7 @@ class Director:
         metrics = {
             "worker_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
             "software_count": float(total),
-            # What waits for its scan is not trusted yet, and nobody has to decide about it.
-            "unrecognised_count": float(max(0, unrecognised - examined.held_back)),
+            "unrecognised_count": float(unrecognised),
             "unexamined_count": float(examined.unexamined),
             "partly_examined_count": float(examined.partly_examined),
             "malicious_count": float(examined.malicious),

@@ -238,13 +238,20 @@ class Inventory:
         return row is not None
 
     def count(self) -> tuple[int, int]:
-        """Return how many files there are, and how many of them are not trusted."""
+        """Return how many files there are, and how many of them somebody has to decide about; holds up nobody who judges.
+
+        What waits for its scan is not trusted yet, and is nothing to decide about.
+        """
         with self.lock:
-            if self._counted is None or self._counted[0] != self.connection.total_changes:
-                row = self.connection.execute("SELECT count(*), coalesce(sum(1 - is_trusted), 0) FROM software WHERE is_proof=0")
-                total, unrecognised = row.fetchone()
-                self._counted = (self.connection.total_changes, int(total), int(unrecognised))
-            return self._counted[1:]
+            changes = self.connection.total_changes
+        if self._counted is None or self._counted[0] != changes:
+            with closing(connect(self.path)) as reader:
+                total, unrecognised = reader.execute(
+                    "SELECT count(*), coalesce(sum(is_trusted=0 AND (trusted_by='unrecognised' OR EXISTS (SELECT 1 FROM examined e "
+                    "WHERE e.sha256=software.sha256 AND e.threat<>''))), 0) FROM software WHERE is_proof=0"
+                ).fetchone()
+            self._counted = (changes, int(total), int(unrecognised))
+        return self._counted[1:]
 
     def page(self, text: str, after: bytes, limit: int) -> list[Software]:
         """Return files after a path, in order, whose path, package or content holds `text`."""

@@ -41,6 +41,7 @@ def test_what_is_held_back_is_trusted_once_it_was_scanned_and_only_then(inventor
     put(inventory, b"/usr/bin/packaged", THREE, is_trusted=True, package=PackageRecord("nginx"))
     examinations = Examinations(inventory)
     assert examinations.counts(is_exact=True) == Counts(unexamined=1, held_back=1)
+    assert inventory.count() == (3, 1), "what waits for its scan is nothing to decide about"
     assert inventory.standing(b"/opt/one", ONE)[0] is Standing.UNRECOGNISED
     assert examinations.pending("", 10, 1000) == [FileToExamine(ONE, [b"/opt/one"])]
     note(inventory, FileExamined(ONE))
@@ -58,6 +59,7 @@ def test_a_threat_is_not_trusted_wherever_it_lies_and_whoever_puts_it_there_unti
     put(inventory, b"/opt/two", ONE, is_trusted=True, trusted_by=ReasonCode.TRUSTED_UPDATER)
     assert note(inventory, FileExamined(ONE, threat="Test.Marker")).distrusted == ()
     assert inventory.trusted(ONE) is None
+    assert inventory.count() == (3, 3)
     assert inventory.standing(b"/anywhere", ONE)[0] is Standing.MALICIOUS
     assert Examinations(inventory).counts().malicious == 3
     assert Examinations(inventory).trust_the_rest() == 0
