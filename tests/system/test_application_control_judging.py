@@ -18,7 +18,8 @@ from keibi.contract.names import Severity
 from keibi.contract.policy import ModuleState
 from keibi.contract.status import Health
 from keibi.protection.application_control.rules import PackageEntry, PathEntry, RuleAction
-from keibi.protection.application_control.settings import ApplicationControlSettings, OnTimeout
+from keibi.protection.application_control.settings import ApplicationControlSettings
+from keibi.protection.gate_settings import OnTimeout
 from tests.system.application_control_worker import ApplicationControlWorker, PlainGate, hash_entry, module_policy, ruleset
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may ask")

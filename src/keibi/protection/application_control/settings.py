@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 
 from keibi.protection.base import Text, help_text
+from keibi.protection.gate_settings import ClosedAtMostSeconds, OnTimeout
 
 SETTINGS_VERSION = 1
 
@@ -23,13 +24,6 @@ class InlineCode(StrEnum):
     ALLOW = "allow"
     REPORT = "report"
     BLOCK = "block"
-
-
-class OnTimeout(StrEnum):
-    """What the kernel is told when no verdict came in time."""
-
-    ALLOW = "allow"
-    DENY = "deny"
 
 
 SCRIPT_SUFFIXES = (".py", ".pyc", ".pl", ".pm", ".rb", ".php", ".phar", ".js", ".mjs", ".cjs", ".lua", ".sh", ".bash", ".jar")
@@ -234,23 +228,7 @@ class ApplicationControlSettings(msgspec.Struct, frozen=True, forbid_unknown_fie
             ),
         ),
     ] = OnTimeout.ALLOW
-    closed_at_most_seconds: Annotated[
-        int,
-        help_text(
-            Text(en="Longest time without any verdict", ja="判定がまったくない状態の上限"),
-            Text(
-                en="When no verdict at all comes for so long, as when the module's process is down, what it does not know is let "
-                "pass and reported until it answers again: nobody is locked out. 0: never; deny then blocks for as long as that "
-                "lasts. What signing in and the package manager need is let pass at once.",
-                ja="モジュールのプロセスの停止などで判定がまったく返らない状態がこの時間続くと、締め出しを防ぐため、判定が再開するまで"
-                "未知のファイルを許可して記録します。0の場合は切り替えず、denyでは停止中ずっと拒否します。"
-                "ログインとパッケージ管理に必要なファイルは常に許可します。",
-            ),
-            unit="seconds",
-            ge=0,
-            le=86_400,
-        ),
-    ] = 60
+    closed_at_most_seconds: ClosedAtMostSeconds = 60
     inventory_cpu_percent: Annotated[
         int,
         help_text(

@@ -16,6 +16,7 @@ from keibi.errors import InputError
 from keibi.protection.application_control.engine import CompiledRules, compile_rules
 from keibi.protection.application_control.rules import Rule
 from keibi.protection.application_control.settings import ApplicationControlSettings, InlineCode, Unrecognised
+from keibi.protection.gate_settings import OnTimeout
 from keibi.protection.patterns import Patterns
 
 
@@ -112,7 +113,7 @@ def terms_of(policy: Policy | None, *, is_suspended: bool) -> Terms:
         suffixes=settings.script_suffixes,
         by_asker=True,
         deadline_milliseconds=settings.deadline_milliseconds,
-        on_timeout=judging.DENY if str(settings.on_timeout) == "deny" else judging.ALLOW,
+        on_timeout=judging.DENY if settings.on_timeout is OnTimeout.DENY else judging.ALLOW,
         closed_at_most_seconds=settings.closed_at_most_seconds,
         places=settings.places,
         excluded=tuple(path.rstrip("/") for path in settings.excluded_directories),
