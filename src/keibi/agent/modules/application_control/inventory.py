@@ -247,8 +247,9 @@ class Inventory:
         if self._counted is None or self._counted[0] != changes:
             with closing(connect(self.path)) as reader:
                 total, unrecognised = reader.execute(
-                    "SELECT count(*), coalesce(sum(is_trusted=0 AND (trusted_by='unrecognised' OR EXISTS (SELECT 1 FROM examined e "
-                    "WHERE e.sha256=software.sha256 AND e.threat<>''))), 0) FROM software WHERE is_proof=0"
+                    "SELECT count(*), coalesce(sum(is_trusted=0 AND (trusted_by='unrecognised' OR EXISTS "
+                    "(SELECT 1 FROM examined e WHERE e.sha256=software.sha256 AND e.threat<>''))), 0) "
+                    "FROM software WHERE is_proof=0"
                 ).fetchone()
             self._counted = (changes, int(total), int(unrecognised))
         return self._counted[1:]
