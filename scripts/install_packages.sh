@@ -6,7 +6,7 @@ declare -A needs=(
   # gcc, headers and OpenSSL build the C part; clang and libbpf build and load the part that runs in the kernel.
   [run]="python3-venv python3-dev gcc libc6-dev libssl-dev libbpf1 libbpf-dev clang llvm procps ca-certificates"
   [test]="chromium postgresql fonts-noto-cjk git util-linux e2fsprogs
-          clamav-daemon clamdscan yara zip unzip p7zip-full rsync sudo"
+          clamav-daemon clamdscan yara zip unzip p7zip-full cpio rsync sudo"
   [bench]="aide postgresql yara clamav clamav-daemon clamdscan mmdebstrap"
   [vm]="qemu-system-x86 cpio"
 )
